@@ -1,0 +1,59 @@
+"The console command in real processes: a whole small demo, and one that is interrupted."
+import json, os, shutil, signal, subprocess, sys, time
+import pytest
+from PIL import Image
+
+COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.bench import vemi_demo; sys.exit(vemi_demo())"]
+
+
+def check_report(out, n_runs, complete):
+    r = json.loads((out/"report.json").read_text())
+    assert r["complete"] is complete and len(r["runs"]) == n_runs
+    md = (out/"report.md").read_text()
+    assert ("(interrupted" in md) is not complete and "σ_n = 0.1" in md and "Protocols" in md
+    Image.open(out/"samples.png").verify()
+    if n_runs: Image.open(out/"curves.png").verify()
+    return r
+
+
+def test_installed_command_and_its_report(tmp_path):
+    "The entry point that the installer made; all default methods."
+    exe = shutil.which("vemi_demo", path=os.path.dirname(sys.executable)) or shutil.which("vemi_demo")
+    assert exe, "console command not installed"
+    p = subprocess.run([exe, "--seeds", "1", "--steps", "10", "--out", "rep", "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert p.returncode == 0, p.stderr
+    r = check_report(tmp_path/"rep", 5, True)
+    assert r["costs"]["macs_ratio"] >= 20
+    assert "| l1 + adversarial + vem | 1 |" in p.stdout and "it/s" in p.stderr      # the table, and a progress bar
+    assert {x["methods"] for x in r["runs"]} == {"l1", "vid", "l1 + vem", "l1 + adversarial", "l1 + adversarial + vem"}
+    vem = next(x for x in r["runs"] if x["methods"] == "l1 + vem")
+    assert {"vem/energy_pos", "vem/gap", "vem/drift", "vem/share"} <= set(vem["history"][0]) and "nats" in vem["held_out"][0]
+
+
+def test_ctrl_c_leaves_a_valid_partial_report(tmp_path):
+    p = subprocess.Popen([*COMMAND, "--seeds", "50", "--steps", "8", "--methods", "l1", "--out", "rep", "--device", "cpu"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    report, deadline = tmp_path/"rep/report.json", time.time() + 240
+    while not (report.exists() and len(json.loads(report.read_text())["runs"]) >= 2):
+        assert p.poll() is None and time.time() < deadline
+        time.sleep(.2)
+    p.send_signal(signal.SIGINT)
+    said, _ = p.communicate(timeout=120)
+    assert p.returncode == 130 and "Interrupted" in said
+    n = len(json.loads(report.read_text())["runs"])
+    assert 2 <= n < 50
+    check_report(tmp_path/"rep", n, False)
+
+
+def test_retrained_teacher(tmp_path):
+    p = subprocess.run([*COMMAND, "--seeds", "1", "--steps", "4", "--methods", "l1", "--retrain-teacher", "--teacher-steps", "3", "--out", "rep", "--device", "cpu"],
+                       cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert p.returncode == 0, p.stderr
+    assert (tmp_path/"rep/teacher.safetensors").stat().st_size < 1_000_000
+    check_report(tmp_path/"rep", 1, True)
+
+
+@pytest.mark.parametrize("args, message", [(["--methods", "l1+nothing"], "no method 'nothing'"), (["--seeds", "0"], "at least 1 seed"), (["--device", "warp"], "warp")])
+def test_bad_arguments_stop_before_training(tmp_path, args, message):
+    p = subprocess.run([*COMMAND, *args], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert p.returncode == 1 and message in p.stderr and "Traceback" not in p.stderr
+    assert not list(tmp_path.iterdir())
