@@ -29,8 +29,8 @@ def refresh(path, skip_flags):
         if cell.directives_.get("eval:", [""])[0].lower() == "false" or skip_flags & cell.directives_.keys(): return True
         cell.outputs = []                                   # execnb leaves the old outputs of a cell that now shows nothing
 
-    def keep(cell):                                         # progress bars and warnings are not worth storing
-        stored[cell.id]["outputs"] = [o for o in cell.outputs if o.get("name") != "stderr"]
+    def keep(cell):                                         # progress bars, warnings and empty streams are not worth storing
+        stored[cell.id]["outputs"] = [o for o in cell.outputs if o.get("name") != "stderr" and o.get("text") != []]
 
     sys.path.insert(0, str(root))
     shell = CaptureShell(path, mpl_format="png")            # the default doubles the resolution, and the size with it

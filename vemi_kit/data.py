@@ -6,7 +6,7 @@
 __all__ = ['PHOTOS', 'IMAGE_SUFFIXES', 'resize', 'digits', 'faces', 'photo', 'photo_crops', 'field_spectrum',
            'GaussianFieldPairs', 'image_files', 'load_image', 'ImageFolder', 'PairedFolder', 'Latents', 'Batches']
 
-# %% ../nbs/01_data.ipynb #1e8b8022
+# %% ../nbs/01_data.ipynb #6058b8a5
 import math
 from pathlib import Path
 import numpy as np, torch
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from .core import generator, require, check_images
 
-# %% ../nbs/01_data.ipynb #b1348e5a
+# %% ../nbs/01_data.ipynb #81ff5a42
 def resize(
     x:torch.Tensor, # (n, c, h, w)
     size:int|tuple, # wanted side, or (h, w)
@@ -26,7 +26,7 @@ def resize(
     if tuple(x.shape[2:]) == size: return x
     return nn.functional.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
-# %% ../nbs/01_data.ipynb #4689c4fa
+# %% ../nbs/01_data.ipynb #561e330e
 def _split(n, split, test_share=.2):
     "Indices of a fixed random split of `n` items."
     order, n_test = torch.randperm(n, generator=generator(0)), round(n*test_share)
@@ -34,7 +34,7 @@ def _split(n, split, test_share=.2):
     if split not in parts: raise ValueError(f"split: expected one of {list(parts)}, got {split!r}")
     return parts[split]
 
-# %% ../nbs/01_data.ipynb #e24075b5
+# %% ../nbs/01_data.ipynb #6a83336e
 def digits(
     size:int=16, # side in pixels; the originals are 8x8
     split:str="train", # "train" (1,438), "test" (359) or "all" (1,797)
@@ -45,7 +45,7 @@ def digits(
     i = _split(len(x), split)
     return resize(x, size)[i], torch.tensor(d.target)[i]
 
-# %% ../nbs/01_data.ipynb #91bccf80
+# %% ../nbs/01_data.ipynb #5da169b4
 def faces(
     size:int=32, # side in pixels; the originals are 25x25
     split:str="train", # "train", "test" (a fifth) or "all"
@@ -56,11 +56,11 @@ def faces(
     x = torch.tensor(x, dtype=torch.float32)[:,None]*2 - 1
     return resize(x, size)[_split(len(x), split)]
 
-# %% ../nbs/01_data.ipynb #92a82b0c
+# %% ../nbs/01_data.ipynb #4c5dda7a
 PHOTOS = dict(train=["astronaut", "coffee", "flower", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "stereo_motorcycle"],
               test=["chelsea", "china"])
 
-# %% ../nbs/01_data.ipynb #4938fffc
+# %% ../nbs/01_data.ipynb #052d586f
 def photo(
     name:str, # one of `PHOTOS`
 ) -> torch.Tensor: # (3, h, w) in [-1, 1]
@@ -71,7 +71,7 @@ def photo(
     if isinstance(x, tuple): x = x[0]   # a stereo pair: the left picture
     return torch.tensor(np.array(x)).permute(2,0,1).float()/127.5 - 1
 
-# %% ../nbs/01_data.ipynb #c4879105
+# %% ../nbs/01_data.ipynb #6c9da3b4
 def photo_crops(
     size:int=64, # side of a crop
     n:int=1024, # how many
@@ -92,7 +92,7 @@ def photo_crops(
             res.append(p[:, i:i+size, j:j+size])
     return torch.stack(res)[torch.randperm(n, generator=g)]
 
-# %% ../nbs/01_data.ipynb #cbd6c6b3
+# %% ../nbs/01_data.ipynb #07c4f8bb
 def field_spectrum(
     n:int, # side of the torus in pixels
     ell:float, # correlation length in pixels; 0 is white
@@ -104,7 +104,7 @@ def field_spectrum(
     p = torch.exp(-.5*(2*math.pi*ell/n)**2 * (k[:,None]**2 + k[None]**2)) + floor
     return var*p/p.mean()
 
-# %% ../nbs/01_data.ipynb #5f8c83e5
+# %% ../nbs/01_data.ipynb #693a8bd1
 class GaussianFieldPairs:
     """Pairs `t = s + noise` of stationary Gaussian fields on an `n`x`n` torus, with mutual information and entropies known in closed form (nats).
 
@@ -136,7 +136,7 @@ class GaussianFieldPairs:
 
     def __repr__(self): return f"GaussianFieldPairs({self.n}x{self.n}, ell_s={self.ell_s}, ell_noise={self.ell_noise}, mi={self.mi:.2f} nats)"
 
-# %% ../nbs/01_data.ipynb #5851b4ad
+# %% ../nbs/01_data.ipynb #684e9c55
 @patch(as_prop=True)
 def mi(self:GaussianFieldPairs):
     "Mutual information `I(T;S)` in nats."
@@ -152,11 +152,11 @@ def noise_tc(self:GaussianFieldPairs):
     "Total correlation of the noise in nats: what a q(t|s) that treats pixels as independent must lose."
     return .5*(self.d*math.log(self.var_noise) - torch.log(self.p_noise).sum().item())
 
-# %% ../nbs/01_data.ipynb #70398c57
+# %% ../nbs/01_data.ipynb #14ef22e2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB"}
 
-# %% ../nbs/01_data.ipynb #01dd1005
+# %% ../nbs/01_data.ipynb #4fca000c
 def image_files(
     folder:str|Path, # where to look
     recursive:bool=True, # look into subfolders
@@ -168,7 +168,7 @@ def image_files(
     if not files: raise FileNotFoundError(f"folder {str(folder)!r} holds no image; looked for {', '.join(IMAGE_SUFFIXES)}")
     return files
 
-# %% ../nbs/01_data.ipynb #6bed993c
+# %% ../nbs/01_data.ipynb #a7ca9b81
 def load_image(
     path:str|Path, # an image file
     channels:int=3, # 1 (grey) or 3 (colour)
@@ -187,7 +187,7 @@ def load_image(
         im = im.convert(_MODES[channels])
     return torch.tensor(np.array(im, dtype=np.float32)).reshape(im.height, im.width, channels).permute(2,0,1)/127.5 - 1
 
-# %% ../nbs/01_data.ipynb #c570d072
+# %% ../nbs/01_data.ipynb #3d70614e
 def _fit(x, size):
     "Scale the short side to `size` and crop the centre."
     h, w = x.shape[1:]
@@ -195,7 +195,7 @@ def _fit(x, size):
     i, j = (x.shape[1]-size)//2, (x.shape[2]-size)//2
     return x[:, i:i+size, j:j+size]
 
-# %% ../nbs/01_data.ipynb #0e4b89c2
+# %% ../nbs/01_data.ipynb #4ea9b539
 class ImageFolder(Dataset):
     "A folder of pictures as a dataset of tensors `(channels, h, w)` in [-1, 1]; every file is decoded once at the start so that a bad one stops the run early."
     def __init__(self,
@@ -219,7 +219,7 @@ class ImageFolder(Dataset):
         x = load_image(self.files[i], self.channels, self.convert)
         return x if self.size is None else _fit(x, self.size)
 
-# %% ../nbs/01_data.ipynb #cb0eb343
+# %% ../nbs/01_data.ipynb #33a1450e
 class PairedFolder(Dataset):
     "Pairs `(input, target)` of tensors `(channels, h, w)` in [-1, 1]: side by side in one file, or in two folders under equal names."
     def __init__(self,
@@ -257,7 +257,7 @@ class PairedFolder(Dataset):
         x, y = self._halves(i)
         return (x, y) if self.size is None else (_fit(x, self.size), _fit(y, self.size))
 
-# %% ../nbs/01_data.ipynb #0e9a883d
+# %% ../nbs/01_data.ipynb #c061c9fd
 class Latents:
     "Endless batches of Gaussian latents `(batch_size, *shape)`; batch `i` depends on `seed` and `i` only, so a resumed run sees what it would have seen."
     def __init__(self,
@@ -267,7 +267,7 @@ class Latents:
     ): store_attr(); self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
     def batch(self, i:int): return torch.randn(self.batch_size, *self.shape, generator=generator(self.seed*1_000_003 + i))
 
-# %% ../nbs/01_data.ipynb #2a6d647d
+# %% ../nbs/01_data.ipynb #043b275d
 class Batches:
     "Endless shuffled batches of a tensor or of a dataset; batch `i` depends on `seed` and `i` only. Each epoch is a fresh permutation; the last, incomplete batch of an epoch is dropped."
     def __init__(self,

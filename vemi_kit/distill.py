@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'Progress', 'History', 'Pictures', 'Checkpoint', 'Distiller', 'one_step', 'fit', 'state_dict', 'load',
            'distill']
 
-# %% ../nbs/40_distill.ipynb #25fb33e1
+# %% ../nbs/40_distill.ipynb #edfd3392
 import copy, json, os, signal, threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +23,7 @@ from .methods.vid import VID
 from .methods.vem import VEMethod
 from .methods.adversarial import Adversarial
 
-# %% ../nbs/40_distill.ipynb #96d5478f
+# %% ../nbs/40_distill.ipynb #0c739284
 class Callback:
     "Hears of a run: `before_fit()`, `after_step(figures)`, `after_fit(status)` with status finished, interrupted or failed; `self.run` is the `Distiller`."
     def before_fit(self): pass
@@ -32,7 +32,7 @@ class Callback:
     def state_dict(self) -> dict: return {}
     def load_state_dict(self, state:dict): pass
 
-# %% ../nbs/40_distill.ipynb #26f08b38
+# %% ../nbs/40_distill.ipynb #09c4c666
 class Progress(Callback):
     "A progress bar (tqdm) with the latest figures."
     def __init__(self,
@@ -45,7 +45,7 @@ class Progress(Callback):
         if self.run.step % self.run.log_every == 0: self.bar.set_postfix({k: f"{figures[k]:.3g}" for k in self.keys if k in figures}, refresh=False)
     def after_fit(self, status): self.bar.close()
 
-# %% ../nbs/40_distill.ipynb #4d93d390
+# %% ../nbs/40_distill.ipynb #4f908622
 class History(Callback):
     "Keeps the figures of every `log_every`-th step in `rows`; with a path, also appends them to a file of JSON lines."
     def __init__(self,
@@ -79,7 +79,7 @@ class History(Callback):
             ax.plot(*zip(*pts)); ax.set_title(k, fontsize=9)
         return fig
 
-# %% ../nbs/40_distill.ipynb #265cdf2a
+# %% ../nbs/40_distill.ipynb #e80b97d5
 class Pictures(Callback):
     "Every so many steps, a PNG of the teacher's and the student's pictures for the same inputs."
     def __init__(self,
@@ -98,7 +98,7 @@ class Pictures(Callback):
     def after_step(self, figures):
         if self.run.step % self.every == 0: self._draw()
 
-# %% ../nbs/40_distill.ipynb #e90cf8dd
+# %% ../nbs/40_distill.ipynb #c0d605e6
 class Checkpoint(Callback):
     "Writes the whole state of the run to `path`, every so many steps and when the run ends or is interrupted (not when it fails: the last good one stays)."
     def __init__(self,
@@ -115,7 +115,7 @@ class Checkpoint(Callback):
     def after_fit(self, status):
         if status != "failed": self._save()
 
-# %% ../nbs/40_distill.ipynb #dd14bb47
+# %% ../nbs/40_distill.ipynb #f512cb51
 @contextmanager
 def _calm_interrupt(run):
     "Ctrl-C sets `run.stop`; the second one raises at once. Outside the main thread signals are left alone."
@@ -141,7 +141,7 @@ class _StudentKnobs:
     def lr(self, lr):
         for g in self.opt.param_groups: g["lr"] = lr*g.get("lr_scale", 1.)
 
-# %% ../nbs/40_distill.ipynb #7ddf2440
+# %% ../nbs/40_distill.ipynb #bee37928
 class Distiller:
     "Distil `teacher` into `student` by a sum of methods; both map a batch's inputs to pictures (b, c, h, w) in [-1, 1]."
     def __init__(self,
@@ -171,7 +171,7 @@ class Distiller:
 
     def __getitem__(self, kind): return next(c for c in self.callbacks if isinstance(c, kind))   # run[History]
 
-# %% ../nbs/40_distill.ipynb #68630d25
+# %% ../nbs/40_distill.ipynb #0948e706
 def _batch(self:Distiller, i):
     "Batch `i`, this process's share of it, on the device."
     if hasattr(self.data, "batch"): b = self.data.batch(i)
@@ -224,7 +224,7 @@ def one_step(self:Distiller) -> dict:
     return {**figures, "knobs": knobs} if logged else figures
 Distiller._batch, Distiller._forward, Distiller._prepare, Distiller.one_step = _batch, _forward, _prepare, one_step
 
-# %% ../nbs/40_distill.ipynb #200610e5
+# %% ../nbs/40_distill.ipynb #2cba1440
 def fit(self:Distiller,
     resume=None, # a checkpoint to go on from
 ) -> Distiller: # self
@@ -249,7 +249,7 @@ def fit(self:Distiller,
     return self
 Distiller.fit = fit
 
-# %% ../nbs/40_distill.ipynb #ca40671a
+# %% ../nbs/40_distill.ipynb #b60f5420
 def _identity(self:Distiller):
     "What must agree between a checkpoint and the run that resumes it."
     return dict(n_steps=self.n_steps, seed=self.seed, methods=list(self.objective.methods), student=[list(p.shape) for p in self.student.parameters()])
@@ -257,7 +257,7 @@ def _identity(self:Distiller):
 def state_dict(self:Distiller) -> dict:
     "Everything that the next step depends on."
     return dict(identity=self._identity(), step=self.step, student=self.student.state_dict(), opt=self.opt.state_dict(), objective=self.objective.state_dict(),
-                rng=torch.get_rng_state(), scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None, callbacks=[c.state_dict() for c in self.callbacks])
+                rng=[torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [])], scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None, callbacks=[c.state_dict() for c in self.callbacks])
 
 def load(self:Distiller,
     path, # written by `Checkpoint`
@@ -272,11 +272,12 @@ def load(self:Distiller,
     if differ: raise ValueError(f"checkpoint {str(path)!r} is of another run; (checkpoint, this run) differ in {differ}")
     self.student.load_state_dict(state["student"]); self.opt.load_state_dict(state["opt"]); self.objective.load_state_dict(state["objective"])
     if state["scaler"]: self.accelerator.scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng"].cpu()); self.step = state["step"]
+    torch.set_rng_state(state["rng"][0].cpu()); self.step = state["step"]
+    if self.device.type == "cuda": torch.cuda.set_rng_state_all([r.cpu() for r in state["rng"][1:]])
     for c,s in zip(self.callbacks, state["callbacks"]): c.load_state_dict(s)
 Distiller._identity, Distiller.state_dict, Distiller.load = _identity, state_dict, load
 
-# %% ../nbs/40_distill.ipynb #ee43bbc7
+# %% ../nbs/40_distill.ipynb #4ff8776b
 def distill(
     teacher:nn.Module, # any module from a batch's inputs to pictures in [-1, 1]
     student:nn.Module, # trained in place

@@ -6,7 +6,7 @@
 __all__ = ['DigitClassifier', 'train_digit_classifier', 'accuracy', 'digit_classifier', 'weights_hash', 'Protocol',
            'FrechetDistance', 'fidelity']
 
-# %% ../nbs/08_metrics.ipynb #0894fa49
+# %% ../nbs/08_metrics.ipynb #4b8b0969
 import hashlib, json
 from dataclasses import dataclass, asdict
 import torch, torch.nn.functional as F
@@ -17,7 +17,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from .core import set_seed, frozen, save_nets, load_nets, read_config, weights_path, check_images
 from .data import digits, Batches, resize
 
-# %% ../nbs/08_metrics.ipynb #83e67d64
+# %% ../nbs/08_metrics.ipynb #d4cae521
 class DigitClassifier(nn.Module):
     "Small convolutional classifier of digits `(b, 1, h, w)` in [-1, 1]; `features` gives the (b, n_features) activations before the last layer."
     def __init__(self,
@@ -34,7 +34,7 @@ class DigitClassifier(nn.Module):
     def features(self, x): return self.body(resize(x, self.size))
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/08_metrics.ipynb #bd947a48
+# %% ../nbs/08_metrics.ipynb #fe1c5b92
 def train_digit_classifier(
     n_epochs:int=40, # passes over the training split
     seed:int=0, # initialisation, order, shifts
@@ -57,7 +57,7 @@ def train_digit_classifier(
         opt.zero_grad(); loss.backward(); opt.step(); sched.step()
     return net.eval()
 
-# %% ../nbs/08_metrics.ipynb #848df2a8
+# %% ../nbs/08_metrics.ipynb #95b5dbf1
 @torch.no_grad()
 def accuracy(
     net:nn.Module, # classifier, pictures to logits
@@ -74,7 +74,7 @@ def digit_classifier() -> DigitClassifier:
     load_nets(path, classifier=net)
     return net.eval()
 
-# %% ../nbs/08_metrics.ipynb #a1b1e15b
+# %% ../nbs/08_metrics.ipynb #fa0fbf8e
 def weights_hash(
     net:nn.Module, # any module
 ) -> str:
@@ -83,7 +83,7 @@ def weights_hash(
     for k,v in sorted(net.state_dict().items()): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:12]
 
-# %% ../nbs/08_metrics.ipynb #0c57ca48
+# %% ../nbs/08_metrics.ipynb #3a37b2be
 @dataclass(frozen=True)
 class Protocol:
     "What a figure was measured with; `key` is a hash of all of it, and figures with different keys are not comparable."
@@ -99,7 +99,7 @@ class Protocol:
     def key(self): return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
     def __str__(self): return f"{self.metric} to {self.reference} (N={self.n_reference} vs {self.n_generated}, {self.size}x{self.size}, {self.resize}, {self.extractor}, seed {self.seed}; key {self.key})"
 
-# %% ../nbs/08_metrics.ipynb #1ebb991f
+# %% ../nbs/08_metrics.ipynb #29d4b024
 class _Features(nn.Module):
     "What torchmetrics calls. The extractor is hidden in a list, so that moving or casting the metric leaves it alone."
     def __init__(self, net, num_features): super().__init__(); self.net, self.num_features = [net], num_features
@@ -143,7 +143,7 @@ class FrechetDistance:
         "The protocol of a figure from this object."
         return Protocol("frechet", self.name, self.n, n_generated, self.size, "bicubic antialias", f"{type(self.net).__name__}:{weights_hash(self.net)}", self.seed)
 
-# %% ../nbs/08_metrics.ipynb #4acd4ba9
+# %% ../nbs/08_metrics.ipynb #b527b550
 def fidelity(
     t:torch.Tensor, # teacher pictures (n, c, h, w) in [-1, 1]
     s:torch.Tensor, # the student's for the same inputs

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'VEMStats', 'DivergenceError', 'VEM', 'sample', 'tighten', 'loss', 'get_extra_state', 'set_extra_state',
            'gradient_share']
 
-# %% ../nbs/05_vem.ipynb #dcfb5419
+# %% ../nbs/05_vem.ipynb #b4aedae7
 import math
 from dataclasses import dataclass, asdict
 import torch
@@ -15,7 +15,7 @@ from .core import frozen, generator, check_finite, sync_grads, process_index
 from .energy import EnergyNet
 from .chains import langevin, ChainStats
 
-# %% ../nbs/05_vem.ipynb #5cc66fc9
+# %% ../nbs/05_vem.ipynb #d6316f31
 @dataclass
 class VEMStats:
     "Figures of one `tighten`: mean energies of real pairs and of chain ends, `gap` their difference, the energy network's `loss`, and the chain's drift, move (|step_size*grad|), noise_std, clamped share."
@@ -29,14 +29,14 @@ class VEMStats:
     clamped:float
     def __iter__(self): return iter(asdict(self).items())
 
-# %% ../nbs/05_vem.ipynb #b0e5fcbc
+# %% ../nbs/05_vem.ipynb #6dc1d9c3
 class DivergenceError(FloatingPointError):
     "The energy is not finite or beyond its limit; the message says what to lower."
 
-# %% ../nbs/05_vem.ipynb #3ad2e0fa
+# %% ../nbs/05_vem.ipynb #b47a72a8
 PRESETS = dict(paper=dict(energy_steps=1, n_steps=10, step_size=100., noise_std=.005, clamp=(-1,1), lambda_mi=.1, l2=.05, lr=1e-4, betas=(0.,.999)))
 
-# %% ../nbs/05_vem.ipynb #4998e2c2
+# %% ../nbs/05_vem.ipynb #226d4ed9
 class VEM(nn.Module):
     """Mutual-information term for distillation (arXiv 2303.16050): an energy network, its chain and its optimiser.
 
@@ -75,14 +75,14 @@ class VEM(nn.Module):
             energy = EnergyNet(tuple(t.shape[2:]), t.shape[1], s.shape[1], width=width)
         return cls(energy.to(t.device), seed=seed, **kw)
 
-# %% ../nbs/05_vem.ipynb #9760aecc
+# %% ../nbs/05_vem.ipynb #57f2317b
 def _check_pair(t, s):
     for name,x in (("t",t), ("s",s)):
         if not torch.is_tensor(x) or x.ndim != 4: raise ValueError(f"VEM: expected {name} of shape (b, c, h, w), got {tuple(x.shape) if torch.is_tensor(x) else type(x).__name__}")
     if len(t) != len(s): raise ValueError(f"VEM: t and s must be pairs, got {len(t)} and {len(s)} pictures")
     if t.shape[2:] != s.shape[2:]: raise ValueError(f"VEM: t is {tuple(t.shape[2:])} and s {tuple(s.shape[2:])} pixels; resize one of them")
 
-# %% ../nbs/05_vem.ipynb #9a0d59b1
+# %% ../nbs/05_vem.ipynb #b5eda9db
 def _energies(self:VEM, t, t_hat, s):
     "Energies of real pairs and of chain ends, (b,) each, in one forward; raises `DivergenceError`."
     e = self.energy(torch.cat([t, t_hat]), torch.cat([s, s])).float()
@@ -93,7 +93,7 @@ def _energies(self:VEM, t, t_hat, s):
     return e.chunk(2)
 VEM._energies = _energies
 
-# %% ../nbs/05_vem.ipynb #1477fa56
+# %% ../nbs/05_vem.ipynb #7ff64922
 def sample(self:VEM,
     s:torch.Tensor, # condition, (b, c', h, w)
     start:torch.Tensor|None=None, # where chains begin; None: at s
@@ -110,7 +110,7 @@ def sample(self:VEM,
     return t_hat
 VEM.sample = sample
 
-# %% ../nbs/05_vem.ipynb #deae2175
+# %% ../nbs/05_vem.ipynb #fe872403
 def tighten(self:VEM,
     t:torch.Tensor, # teacher pictures (b, c, h, w), or the ground truth of a paired task
     s:torch.Tensor, # student pictures (b, c', h, w); detached here
@@ -135,7 +135,7 @@ def tighten(self:VEM,
     return VEMStats(pos, neg, pos-neg, loss.item(), *[c[k] for k in ("drift","move","noise_std","clamped")])
 VEM.tighten = tighten
 
-# %% ../nbs/05_vem.ipynb #391f9479
+# %% ../nbs/05_vem.ipynb #ea90ebe1
 def loss(self:VEM,
     t:torch.Tensor, # the same teacher pictures that `tighten` saw
     s:torch.Tensor, # the student's, with their graph
@@ -150,7 +150,7 @@ def loss(self:VEM,
         return self.lambda_mi*(e_pos - e_neg).mean()
 VEM.loss = loss
 
-# %% ../nbs/05_vem.ipynb #eff2b81d
+# %% ../nbs/05_vem.ipynb #7782bec9
 def get_extra_state(self:VEM):
     settings = {k: getattr(self, k) for k in PRESETS[self.preset]}
     return dict(opt=self.opt.state_dict(), n_updates=self.n_updates, g=None if self._g is None else self._g.get_state(), settings=settings)
@@ -163,7 +163,7 @@ def set_extra_state(self:VEM, state):
         self._g.set_state(state["g"].cpu())
 VEM.get_extra_state, VEM.set_extra_state = get_extra_state, set_extra_state
 
-# %% ../nbs/05_vem.ipynb #eaba0de5
+# %% ../nbs/05_vem.ipynb #cc159bcc
 def gradient_share(
     term:torch.Tensor, # scalar, the term in question, e.g. vem.loss(t, s)
     base:torch.Tensor, # scalar, what it is added to
