@@ -10,7 +10,7 @@ def check_report(out, n_runs, complete):
     r = json.loads((out/"report.json").read_text())
     assert r["complete"] is complete and len(r["runs"]) == n_runs
     md = (out/"report.md").read_text()
-    assert ("(interrupted" in md) is not complete and "σ_n = 0.1" in md and "Protocols" in md
+    assert ("(unfinished" in md) is not complete and "σ_n = 0.1" in md and "Protocols" in md
     Image.open(out/"samples.png").verify()
     if n_runs: Image.open(out/"curves.png").verify()
     return r
@@ -42,6 +42,15 @@ def test_ctrl_c_leaves_a_valid_partial_report(tmp_path):
     n = len(json.loads(report.read_text())["runs"])
     assert 2 <= n < 50
     check_report(tmp_path/"rep", n, False)
+
+
+def test_ctrl_c_before_the_first_run_says_so(tmp_path):
+    p = subprocess.Popen([*COMMAND, "--retrain-teacher", "--out", "rep", "--device", "cpu"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for line in iter(lambda: p.stderr.read(40), ""):
+        if "training the GAN" in line: break
+    p.send_signal(signal.SIGINT)
+    said, _ = p.communicate(timeout=120)
+    assert p.returncode == 130 and "there is no report" in said and not (tmp_path/"rep/report.json").exists()
 
 
 def test_retrained_teacher(tmp_path):

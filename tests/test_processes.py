@@ -7,7 +7,7 @@ import sys, torch
 from torch import nn
 from vemi_kit.core import set_seed
 from vemi_kit.data import Latents
-from vemi_kit.distill import Distiller, Checkpoint
+from vemi_kit.distill import Distiller, Checkpoint, History
 from vemi_kit.methods.l1 import L2
 from vemi_kit.methods.vid import VID
 from vemi_kit.methods.vem import VEMethod
@@ -19,8 +19,9 @@ class Net(nn.Module):
 torch.set_num_threads(1)
 set_seed(0); teacher, student = Net(32), Net(4)
 methods = [L2(), VID(init=0.)] + ([VEMethod(noise_std=0.)] if sys.argv[2] == "vem" else [])
-run = Distiller(teacher, student, methods, Latents(8, 16), n_steps=6, device="cpu", callbacks=[Checkpoint(sys.argv[1] + "/run.pt")]).fit()
-torch.save([p.detach() for p in student.parameters()], f"{sys.argv[1]}/params_{run.accelerator.process_index}.pt")
+run = Distiller(teacher, student, methods, Latents(8, 16), n_steps=6, device="cpu", callbacks=[Checkpoint(sys.argv[1] + "/run.pt"), History(sys.argv[1] + "/history.jsonl")], log_every=1).fit()
+state = [*student.parameters(), *student.buffers(), *run.objective.methods.parameters(), *run.objective.methods.buffers()]      # the energy and the variances, too
+torch.save([p.detach() for p in state], f"{sys.argv[1]}/params_{run.accelerator.process_index}.pt")
 """
 
 
@@ -38,6 +39,7 @@ def test_two_processes_equal_one(tmp_path):
         (one,), _ = launch(tmp_path, 1, kind)
         (a, b), out = launch(tmp_path, 2, kind)
         for x, y, z in zip(one, a, b):
-            assert torch.equal(y, z)                             # both processes hold the same student
+            assert torch.equal(y, z)                             # both processes hold the same networks
             torch.testing.assert_close(x, y, atol=2e-4, rtol=1e-3)  # and it is the one of the undivided batch
         assert torch.load(out/"run.pt", weights_only=True)["step"] == 6
+        assert len((out/"history.jsonl").read_text().splitlines()) == 6      # written once, not once a process

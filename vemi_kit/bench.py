@@ -6,7 +6,7 @@
 __all__ = ['NOISE_FLOOR', 'COLUMNS', 'DEMO_METHODS', 'HeldOut', 'Referee', 'demo_run', 'results_table', 'cost_table', 'verdicts',
            'plot_curves', 'write_report', 'demo', 'vemi_demo']
 
-# %% ../nbs/80_bench.ipynb #7aef2423
+# %% ../nbs/80_bench.ipynb #a5a41a3b
 import argparse, json, math, os, platform, statistics, sys, time
 from pathlib import Path
 import torch
@@ -17,13 +17,13 @@ from .costs import CostReport, count_macs
 from .metrics import FrechetDistance, fidelity
 from .zoo.dcgan import digits_teacher, train_digits_teacher
 from .students import shrink
-from .methods.base import Objective, parse_methods
+from .methods.base import Objective
 from .distill import Distiller, Callback, History, Progress
 
-# %% ../nbs/80_bench.ipynb #64171469
+# %% ../nbs/80_bench.ipynb #ea53ff03
 NOISE_FLOOR = .1      # standard deviation of the noise that makes H(T~|S) finite, in image units
 
-# %% ../nbs/80_bench.ipynb #4699124b
+# %% ../nbs/80_bench.ipynb #c6942561
 class HeldOut(Callback):
     "Every `every` steps: L1 to the teacher and the Gaussian bound on H(T~|S) in nats a dimension, on fixed held-out latents; kept in `rows`."
     def __init__(self,
@@ -40,7 +40,7 @@ class HeldOut(Callback):
     def state_dict(self): return {"rows": self.rows}
     def load_state_dict(self, state): self.rows = list(state["rows"])
 
-# %% ../nbs/80_bench.ipynb #368cd6be
+# %% ../nbs/80_bench.ipynb #f4b64391
 class Referee:
     "Everything that judges a student, made once for all runs: held-out latents, the teacher's pictures, Fréchet distances to the teacher and to real digits."
     def __init__(self,
@@ -54,9 +54,9 @@ class Referee:
         with torch.no_grad(): self.t = torch.cat([teacher(z) for z in self.z.split(512)])
         self.z, other = self.z[:n], self.t[n:]
         self.t = self.t[:n]
-        self.fd_teacher = FrechetDistance(self.t.cpu(), f"teacher, {n} latents", seed=seed)
+        self.fd_teacher = FrechetDistance(other.cpu(), f"teacher, {n} other latents", seed=seed)     # not the latents that students are judged on
         self.fd_real = FrechetDistance(digits(16, "all")[0], "all 1797 digits", seed=seed)
-        self.floor = dict(frechet_teacher=self.fd_teacher(other.cpu()), frechet_real=self.fd_real(self.t.cpu()))    # the teacher itself, with other latents
+        self.floor = dict(frechet_teacher=self.fd_teacher(self.t.cpu()), frechet_real=self.fd_real(self.t.cpu()))    # what the teacher itself would score
 
     def __call__(self,
         student, # network to judge
@@ -69,7 +69,7 @@ class Referee:
     @property
     def protocols(self): return [str(f.protocol(self.n)) for f in (self.fd_teacher, self.fd_real)]
 
-# %% ../nbs/80_bench.ipynb #4b4b7eb5
+# %% ../nbs/80_bench.ipynb #5956c16d
 def demo_run(
     teacher, # generator
     discriminator, # the teacher's
@@ -93,10 +93,10 @@ def demo_run(
     record = dict(methods=formula, seed=seed, n_steps=n_steps, batch_size=batch_size, lr=lr, seconds=time.perf_counter()-start, figures=referee(student), held_out=held_out.rows, history=history.rows)
     return student, record
 
-# %% ../nbs/80_bench.ipynb #f01443ae
+# %% ../nbs/80_bench.ipynb #513bf8b0
 COLUMNS = dict(frechet_teacher="Fréchet to teacher", frechet_real="Fréchet to real", l1="L1 to teacher", psnr="PSNR dB", ssim="SSIM", nats_per_dim="H(T~\\|S) ≤, nats/dim")
 
-# %% ../nbs/80_bench.ipynb #e5616be6
+# %% ../nbs/80_bench.ipynb #99c35449
 def _spread(x, digits=3):
     "mean ± standard deviation, as text"
     m = statistics.mean(x)
@@ -111,12 +111,12 @@ def results_table(
     records:list, # of `demo_run`
     floor:dict, # `Referee.floor`
 ) -> str:
-    "Markdown table of the figures, mean ± standard deviation over seeds; the last row is the teacher with other latents."
+    "Markdown table of the figures, mean ± standard deviation over seeds; the last row is what the teacher itself scores."
     n_digits = dict(frechet_teacher=2, frechet_real=2, psnr=2)
     rows = ["| methods | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---"*(2+len(COLUMNS)) + "|"]
     for name,rs in _group(records).items():
         rows.append(f"| {name} | {len(rs)} | " + " | ".join(_spread([r["figures"][c] for r in rs], n_digits.get(c,3)) for c in COLUMNS) + " |")
-    rows.append("| *teacher, other latents* | | " + " | ".join(f"{floor[c]:.2f}" if c in floor else "" for c in COLUMNS) + " |")
+    rows.append("| *the teacher itself* | | " + " | ".join(f"{floor[c]:.2f}" if c in floor else "" for c in COLUMNS) + " |")
     return "\n".join(rows)
 
 def cost_table(
@@ -130,7 +130,7 @@ def cost_table(
         rows.append(f"| {name} | {_spread([r['seconds'] for r in rs], 1)} | {get(lambda x: x['vem/gap'])} | {get(lambda x: x['vem/drift'])} | {get(lambda x: x['vem/move']/x['vem/noise_std'])} | {get(lambda x: x.get('vem/share', math.nan))} |")
     return "\n".join(rows)
 
-# %% ../nbs/80_bench.ipynb #1eabbfba
+# %% ../nbs/80_bench.ipynb #8737ff4e
 def verdicts(
     records:list, # of `demo_run`
 ) -> list: # of sentences
@@ -145,14 +145,14 @@ def verdicts(
         parts = []
         for c,better in (("frechet_teacher",-1), ("l1",-1), ("nats_per_dim",-1)):
             d = [a[c]-b[c] for a,b in pairs]
-            parts.append(f"{COLUMNS[c]} {_spread(d)} (better on {sum(x*better > 0 for x in d)} of {len(d)} seeds)")
+            name = COLUMNS[c].replace("\\|", "|")
+            parts.append(f"{name} {_spread(d)} (better on {sum(x*better > 0 for x in d)} of {len(d)} seeds)")
         res.append(f"`{with_[0]['methods']}` minus `{without[0]['methods']}`: " + "; ".join(parts) + ".")
     return res
 
-# %% ../nbs/80_bench.ipynb #a44f0aa5
+# %% ../nbs/80_bench.ipynb #740214bf
 def plot_curves(
     records:list, # of `demo_run`
-    keys:tuple=("vem/energy_pos","vem/energy_neg","vem/gap","vem/drift"), # figures of the history to draw beside the held-out ones
 ):
     "Held-out L1 and Gaussian bound of all methods, then energies, gap and drift of those with VEM; thin lines are seeds, thick ones their mean. Returns the figure."
     import matplotlib.pyplot as plt
@@ -172,7 +172,7 @@ def plot_curves(
     axes[0].set_yscale("log")
     return fig
 
-# %% ../nbs/80_bench.ipynb #62467cf7
+# %% ../nbs/80_bench.ipynb #1e3896e8
 def _write(path, text):
     "Write a text file so that an interruption leaves the old one or the new one, never half of it."
     part = path.with_name(path.name + ".part"); part.write_text(text, encoding="utf-8"); os.replace(part, path)
@@ -184,13 +184,13 @@ def write_report(
     referee:Referee, # gives floor and protocols
     costs:CostReport, # teacher against student
     pictures:dict, # label -> pictures for the same latents, the teacher first
-    complete:bool, # False: interrupted
+    complete:bool, # False: interrupted or failed
 ) -> str: # the tables, as text
     "Write report.md, report.json, samples.png and curves.png."
     import matplotlib.pyplot as plt
     out.mkdir(parents=True, exist_ok=True)
     n_all = len(settings["methods"])*settings["seeds"]
-    head = f"{len(records)} of {n_all} runs" + ("" if complete else " (interrupted: the figures below are those of the finished runs)")
+    head = f"{len(records)} of {n_all} runs" + ("" if complete else " (unfinished: the figures below are those of the finished runs)")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, device {settings['device']}"
     r = records[0] if records else None
     steps = f"{r['n_steps']} steps of {r['batch_size']} latents, learning rate {r['lr']:g}" if r else f"{settings['steps']} steps"
@@ -206,14 +206,14 @@ initialisation and data. Mean ± standard deviation over seeds.
 {said}
 
 H(T~|S) is bounded from above by the Gaussian base with noise floor σ_n = {NOISE_FLOOR} (image units), fitted on one half of the held-out pairs and evaluated on the other; lower means that the student tells more about the teacher.
-Fréchet distances are estimates; the last row shows what the teacher itself scores with other latents.
+Fréchet distances are estimates; the last row shows what the teacher itself scores when it is judged like a student.
 The VEM term is the paper's preset (arXiv 2303.16050); at this size its settings, made for 256x256 pictures, are not tuned.
 
 Protocols:
 {chr(10).join('- ' + p for p in referee.protocols)}
 
 ![teacher and students on the same latents](samples.png)
-![curves](curves.png)
+{'![curves](curves.png)' if records else ''}
 
 ## Cost
 
@@ -230,10 +230,10 @@ Measured on: {machine}.
     if records: fig = plot_curves(records); fig.savefig(out/"curves.png", dpi=90); plt.close(fig)
     return tables + "\n\n" + said
 
-# %% ../nbs/80_bench.ipynb #d94f2677
+# %% ../nbs/80_bench.ipynb #91ef800c
 DEMO_METHODS = ("l1", "vid", "l1 + vem", "l1 + adversarial", "l1 + adversarial + vem")
 
-# %% ../nbs/80_bench.ipynb #09ea331b
+# %% ../nbs/80_bench.ipynb #f1e72353
 def demo(
     seeds:int=3, # runs a method, with seeds 0, 1, ...
     steps:int=350, # student steps a run
@@ -248,8 +248,10 @@ def demo(
     "The whole demo. Everything is checked before the first run; the report on disk is valid after each run, and on Ctrl-C."
     out, device = Path(out), default_device(device)
     if seeds < 1 or steps < 2: raise ValueError(f"demo: at least 1 seed and 2 steps expected, got {seeds} and {steps}")
-    for f in methods: parse_methods(f, adversarial=dict(discriminator=torch.nn.Identity()))    # a misspelt formula fails here
+    for f in methods: Objective(f, adversarial=dict(discriminator=torch.nn.Identity()))    # a misspelt formula fails here
+    if len(set(methods)) < len(methods): raise ValueError(f"demo: each formula once, got {list(methods)}")
     out.mkdir(parents=True, exist_ok=True)
+    (out/"report.json").unlink(missing_ok=True)                # an earlier report must not pass for this one
     if retrain_teacher: train_digits_teacher(out/"teacher.safetensors", n_steps=teacher_steps, device=device)
     teacher, net_d = digits_teacher(out/"teacher.safetensors" if retrain_teacher else None, device)
     referee, sample = Referee(teacher), torch.zeros(1, teacher.z_dim, device=device)
@@ -270,7 +272,7 @@ def demo(
     finally: print(report())
     return json.loads((out/"report.json").read_text())
 
-# %% ../nbs/80_bench.ipynb #59d4c83f
+# %% ../nbs/80_bench.ipynb #d5859b50
 def vemi_demo(
     argv:list|None=None, # arguments; None: those of the command line
 ) -> int: # 0, or 130 after Ctrl-C
@@ -289,7 +291,9 @@ def vemi_demo(
     methods = tuple(" + ".join(f.replace(" ","").split("+")) for f in a.methods.split(","))
     command = "vemi_demo " + " ".join(argv if argv is not None else sys.argv[1:])
     try: demo(a.seeds, a.steps, a.width, methods, a.out, a.device, a.retrain_teacher, a.teacher_steps, command.strip())
-    except KeyboardInterrupt: print(f"Interrupted; the report of the finished runs is in {a.out}"); return 130
+    except KeyboardInterrupt:
+        print("Interrupted; " + (f"the report of the finished runs is in {a.out}" if (Path(a.out)/"report.json").exists() else "no run had begun, so there is no report"))
+        return 130
     except (ValueError, RuntimeError, OSError, ImportError, FloatingPointError) as e: print(f"vemi_demo: {e}", file=sys.stderr); return 1
     print(f"Report: {Path(a.out)/'report.md'}")
     return 0

@@ -7,7 +7,7 @@ __all__ = ['MAPS', 'TASKS', 'Estimate', 'GaussianBase', 'fit', 'mi_lower_bound',
            'mapped', 'swiss_roll', 'uniform_noise', 'student_t', 'bimodal_noise', 'field_task', 'gaussian_bound',
            'conditional_bound']
 
-# %% ../nbs/04_bounds.ipynb #ea696bd7
+# %% ../nbs/04_bounds.ipynb #82a5e6d4
 import math
 from dataclasses import dataclass
 import numpy as np, torch, torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import nn
 from .core import generator, fork
 from .data import GaussianFieldPairs
 
-# %% ../nbs/04_bounds.ipynb #cbac4ef6
+# %% ../nbs/04_bounds.ipynb #89add248
 @dataclass(frozen=True)
 class Estimate:
     "A mean over `n` independent pairs, its standard error, both in nats, and the number of dimensions `d` of t."
@@ -32,7 +32,7 @@ class Estimate:
     def __neg__(self): return Estimate(-self.mean, self.se, self.n, self.d)
     def __str__(self): return f"{self.mean:.3f} ± {self.se:.3f} nats ({self.bits_per_dim:.3f} bits/dim, n={self.n})"
 
-# %% ../nbs/04_bounds.ipynb #b4191c65
+# %% ../nbs/04_bounds.ipynb #0d845c72
 class GaussianBase(nn.Module):
     "VID's `q0(t|s) = N(mu(s), diag sigma_c²)` for tensors `(b, c, ...)`, in nats (Ahn et al. 2019, arXiv 1904.05835)."
     def __init__(self,
@@ -65,7 +65,7 @@ class GaussianBase(nn.Module):
         var = self.var.view((-1,) + (1,)*(t.ndim-2))
         return (-.5*((t-self.mu(s))**2/var + torch.log(2*math.pi*var))).flatten(1).sum(1)
 
-# %% ../nbs/04_bounds.ipynb #cff2cea9
+# %% ../nbs/04_bounds.ipynb #8c093a46
 def _inv_softplus(y): return y + torch.log(-torch.expm1(-y))
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def fit(self:GaussianBase,
     s:torch.Tensor, # like t
 ) -> GaussianBase: # self
     "Set the parameters to their maximum-likelihood values on these pairs."
-    x, y = (z.double().transpose(0,1).flatten(1) for z in (s, t))   # (c, everything else)
+    x, y = (z.detach().cpu().double().transpose(0,1).flatten(1) for z in (s, t))   # (c, everything else)
     if self.mean == "affine":
         mx, my = x.mean(1), y.mean(1)
         a = ((x-mx[:,None])*(y-my[:,None])).mean(1)/x.var(1, correction=0).clamp(min=1e-12)
@@ -84,7 +84,7 @@ def fit(self:GaussianBase,
     return self
 GaussianBase.fit = fit
 
-# %% ../nbs/04_bounds.ipynb #003be9d3
+# %% ../nbs/04_bounds.ipynb #491aa5ba
 @torch.no_grad()
 def mi_lower_bound(
     q, # a density with `log_prob(t, s) -> (b,)` in nats, fitted on other pairs
@@ -95,7 +95,7 @@ def mi_lower_bound(
     "`H(T) + E[log q(t|s)]`, whose expectation is at most `I(T;S)` (Barber & Agakov 2003), with its standard error."
     return Estimate.of(q.log_prob(t, s), t[0].numel()) + h_t
 
-# %% ../nbs/04_bounds.ipynb #9b6c99bd
+# %% ../nbs/04_bounds.ipynb #04035d22
 class Task:
     "A distribution of pairs with known mutual information: `sample(b, g) -> (t, s)`, `mi` and `h_t` in nats."
     def __init__(self,
@@ -106,7 +106,7 @@ class Task:
     ): store_attr()
     def __repr__(self): return f"Task({self.name}: I = {self.mi:.4f} nats)"
 
-# %% ../nbs/04_bounds.ipynb #9ae36f0d
+# %% ../nbs/04_bounds.ipynb #ac237f6b
 def _gaussian(cov, d_t):
     "Sampler, I and H(T) of a Gaussian whose first `d_t` coordinates are t."
     cov = torch.as_tensor(cov, dtype=torch.float64)
@@ -138,7 +138,7 @@ def dense_gaussian(
     """
     return Task(f"dense {d}x{d}", *_gaussian(.5*torch.eye(2*d) + .5, d))
 
-# %% ../nbs/04_bounds.ipynb #c6f25c83
+# %% ../nbs/04_bounds.ipynb #99dde4a5
 _ndtr = torch.special.ndtr
 _LOG_ABS = -.5*(np.euler_gamma + math.log(2))            # E log|x|, x ~ N(0,1)
 
@@ -217,7 +217,7 @@ def bimodal_noise(
         return s + at*sign + std*torch.randn(b,1,generator=g), s
     return Task(f"bimodal noise ±{at:g}", sample, entropy(1+std**2) - entropy(std**2), entropy(1+std**2))
 
-# %% ../nbs/04_bounds.ipynb #5caf2882
+# %% ../nbs/04_bounds.ipynb #d2c2d3b2
 def field_task(
     n:int=16, # side of the torus
     ell_noise:float=1., # correlation length of the noise
@@ -232,7 +232,7 @@ TASKS = {t.name: t for t in [gaussian_pairs(1,.75), gaussian_pairs(25,.8,2), den
     uniform_noise(.1), uniform_noise(.75), student_t(1,1), student_t(5,2), bimodal_noise(),
     *[field_task(n,ell) for n in (6,16) for ell in (0,.5,1)]]}
 
-# %% ../nbs/04_bounds.ipynb #2f0c6c3c
+# %% ../nbs/04_bounds.ipynb #2f269b0e
 def gaussian_bound(
     task:Task, # where to draw pairs from; t and s must have equal shapes
     n:int=4000, # pairs to fit on, and as many held-out pairs
@@ -244,7 +244,7 @@ def gaussian_bound(
     q = GaussianBase(t.shape[1], mean="affine").fit(t, s)
     return mi_lower_bound(q, *task.sample(n, g_held_out), task.h_t)
 
-# %% ../nbs/04_bounds.ipynb #c71b8a72
+# %% ../nbs/04_bounds.ipynb #97c3e2d4
 def conditional_bound(
     t:torch.Tensor, # teacher pictures (n, c, h, w)
     s:torch.Tensor, # student pictures, same latents

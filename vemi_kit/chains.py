@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ChainStats', 'langevin', 'plot_chain', 'plot_energies']
 
-# %% ../nbs/03_chains.ipynb #aea241c8
+# %% ../nbs/03_chains.ipynb #9754b3ec
 import math
 from dataclasses import dataclass, field
 import torch
 from .core import frozen, check_finite
 
-# %% ../nbs/03_chains.ipynb #8769b63d
+# %% ../nbs/03_chains.ipynb #502c51da
 @dataclass
 class ChainStats:
     "What a chain did: `energies` (n_steps+1, b) along the way, `move` (n_steps,) mean |step_size * grad| a pixel, `drift` (b,) mean |end - start| a pixel, `clamped` share of pixels cut at the end."
@@ -43,7 +43,7 @@ class ChainStats:
         axes[1].set(xlabel="step", ylabel="per pixel"); axes[1].legend()
         return axes
 
-# %% ../nbs/03_chains.ipynb #7bd4d4c9
+# %% ../nbs/03_chains.ipynb #4f49b092
 def langevin(
     energy, # energy(t, s) -> (b,): a module or any function
     s:torch.Tensor, # condition, (b, c', h, w)
@@ -70,14 +70,14 @@ def langevin(
             energies.append(e.detach()); move.append(step_size*grad.abs().mean())
             t_hat = t_hat.detach() - step_size*grad + noise_std*noise
             if keep_frames: frames.append(t_hat)
+        check_finite(t_hat, "the chain", f"Lower step_size ({step_size}).")     # before the clamp, which would hide it
         end = t_hat if clamp is None else t_hat.clamp(*clamp)
         with torch.no_grad(): energies.append(energy(end, s))
-    check_finite(end, "the chain", f"Lower step_size ({step_size}).")
     stats = ChainStats(torch.stack(energies), torch.stack(move), (end-start).abs().flatten(1).mean(1), noise_std, step_size,
                        (end != t_hat).float().mean().item(), frames if keep_frames else [])
     return end, stats
 
-# %% ../nbs/03_chains.ipynb #eff6e5c8
+# %% ../nbs/03_chains.ipynb #d0fda0f3
 def plot_chain(
     stats:ChainStats, # of a chain run with keep_frames=True
     t:torch.Tensor|None=None, # the true t, put last
@@ -91,7 +91,7 @@ def plot_chain(
     x = torch.stack([f[:n] for f in strip], 1)
     return show_images(x.flatten(0,1), n_cols=len(strip), scale=.8, title="s  →  chain" + ("  →  t" if t is not None else ""))
 
-# %% ../nbs/03_chains.ipynb #8350561b
+# %% ../nbs/03_chains.ipynb #848d51a9
 def plot_energies(
     e_pos:torch.Tensor, # energies of real pairs (b,)
     e_neg:torch.Tensor, # energies at the end of chains (b,)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PHOTOS', 'IMAGE_SUFFIXES', 'resize', 'digits', 'faces', 'photo', 'photo_crops', 'field_spectrum',
-           'GaussianFieldPairs', 'image_files', 'load_image', 'ImageFolder', 'PairedFolder', 'Latents', 'Batches']
+           'GaussianFieldPairs', 'image_files', 'load_image', 'ImageFolder', 'PairedFolder', 'Latents', 'Batches',
+           'Stream']
 
-# %% ../nbs/01_data.ipynb #6058b8a5
+# %% ../nbs/01_data.ipynb #c0ff2fc7
 import math
 from pathlib import Path
 import numpy as np, torch
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from .core import generator, require, check_images
 
-# %% ../nbs/01_data.ipynb #81ff5a42
+# %% ../nbs/01_data.ipynb #21f43ae4
 def resize(
     x:torch.Tensor, # (n, c, h, w)
     size:int|tuple, # wanted side, or (h, w)
@@ -26,7 +27,7 @@ def resize(
     if tuple(x.shape[2:]) == size: return x
     return nn.functional.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
-# %% ../nbs/01_data.ipynb #561e330e
+# %% ../nbs/01_data.ipynb #cb9a2e9c
 def _split(n, split, test_share=.2):
     "Indices of a fixed random split of `n` items."
     order, n_test = torch.randperm(n, generator=generator(0)), round(n*test_share)
@@ -34,7 +35,7 @@ def _split(n, split, test_share=.2):
     if split not in parts: raise ValueError(f"split: expected one of {list(parts)}, got {split!r}")
     return parts[split]
 
-# %% ../nbs/01_data.ipynb #6a83336e
+# %% ../nbs/01_data.ipynb #47d1ee33
 def digits(
     size:int=16, # side in pixels; the originals are 8x8
     split:str="train", # "train" (1,438), "test" (359) or "all" (1,797)
@@ -45,22 +46,23 @@ def digits(
     i = _split(len(x), split)
     return resize(x, size)[i], torch.tensor(d.target)[i]
 
-# %% ../nbs/01_data.ipynb #5da169b4
+# %% ../nbs/01_data.ipynb #8cf07d23
 def faces(
     size:int=32, # side in pixels; the originals are 25x25
     split:str="train", # "train", "test" (a fifth) or "all"
     faces_only:bool=True, # False adds the 100 pictures without a face
 ) -> torch.Tensor: # (n, 1, size, size) in [-1, 1]
     "scikit-image's small faces (100, and 100 pictures that are none); needs the `demo` extra. The split is fixed."
-    x = require("skimage.data", "demo").lfw_subset()[:100 if faces_only else 200]
+    x = require("skimage.data", "demo").lfw_subset()
     x = torch.tensor(x, dtype=torch.float32)[:,None]*2 - 1
-    return resize(x, size)[_split(len(x), split)]
+    i = _split(100, split)                                    # each kind is split by itself, so that a face's part never changes
+    return resize(x, size)[i if faces_only else torch.cat([i, i+100])]
 
-# %% ../nbs/01_data.ipynb #4c5dda7a
+# %% ../nbs/01_data.ipynb #4de890b8
 PHOTOS = dict(train=["astronaut", "coffee", "flower", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "stereo_motorcycle"],
               test=["chelsea", "china"])
 
-# %% ../nbs/01_data.ipynb #052d586f
+# %% ../nbs/01_data.ipynb #487ce3ec
 def photo(
     name:str, # one of `PHOTOS`
 ) -> torch.Tensor: # (3, h, w) in [-1, 1]
@@ -71,7 +73,7 @@ def photo(
     if isinstance(x, tuple): x = x[0]   # a stereo pair: the left picture
     return torch.tensor(np.array(x)).permute(2,0,1).float()/127.5 - 1
 
-# %% ../nbs/01_data.ipynb #6c9da3b4
+# %% ../nbs/01_data.ipynb #80dc28d3
 def photo_crops(
     size:int=64, # side of a crop
     n:int=1024, # how many
@@ -92,7 +94,7 @@ def photo_crops(
             res.append(p[:, i:i+size, j:j+size])
     return torch.stack(res)[torch.randperm(n, generator=g)]
 
-# %% ../nbs/01_data.ipynb #07c4f8bb
+# %% ../nbs/01_data.ipynb #ba803c94
 def field_spectrum(
     n:int, # side of the torus in pixels
     ell:float, # correlation length in pixels; 0 is white
@@ -104,7 +106,7 @@ def field_spectrum(
     p = torch.exp(-.5*(2*math.pi*ell/n)**2 * (k[:,None]**2 + k[None]**2)) + floor
     return var*p/p.mean()
 
-# %% ../nbs/01_data.ipynb #693a8bd1
+# %% ../nbs/01_data.ipynb #46e4767a
 class GaussianFieldPairs:
     """Pairs `t = s + noise` of stationary Gaussian fields on an `n`x`n` torus, with mutual information and entropies known in closed form (nats).
 
@@ -136,7 +138,7 @@ class GaussianFieldPairs:
 
     def __repr__(self): return f"GaussianFieldPairs({self.n}x{self.n}, ell_s={self.ell_s}, ell_noise={self.ell_noise}, mi={self.mi:.2f} nats)"
 
-# %% ../nbs/01_data.ipynb #684e9c55
+# %% ../nbs/01_data.ipynb #ec8ae5e3
 @patch(as_prop=True)
 def mi(self:GaussianFieldPairs):
     "Mutual information `I(T;S)` in nats."
@@ -152,11 +154,11 @@ def noise_tc(self:GaussianFieldPairs):
     "Total correlation of the noise in nats: what a q(t|s) that treats pixels as independent must lose."
     return .5*(self.d*math.log(self.var_noise) - torch.log(self.p_noise).sum().item())
 
-# %% ../nbs/01_data.ipynb #14ef22e2
+# %% ../nbs/01_data.ipynb #8c854e37
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB"}
 
-# %% ../nbs/01_data.ipynb #4fca000c
+# %% ../nbs/01_data.ipynb #ce6bb71f
 def image_files(
     folder:str|Path, # where to look
     recursive:bool=True, # look into subfolders
@@ -168,7 +170,7 @@ def image_files(
     if not files: raise FileNotFoundError(f"folder {str(folder)!r} holds no image; looked for {', '.join(IMAGE_SUFFIXES)}")
     return files
 
-# %% ../nbs/01_data.ipynb #a7ca9b81
+# %% ../nbs/01_data.ipynb #d7a84a67
 def load_image(
     path:str|Path, # an image file
     channels:int=3, # 1 (grey) or 3 (colour)
@@ -187,7 +189,7 @@ def load_image(
         im = im.convert(_MODES[channels])
     return torch.tensor(np.array(im, dtype=np.float32)).reshape(im.height, im.width, channels).permute(2,0,1)/127.5 - 1
 
-# %% ../nbs/01_data.ipynb #3d70614e
+# %% ../nbs/01_data.ipynb #e012e2d6
 def _fit(x, size):
     "Scale the short side to `size` and crop the centre."
     h, w = x.shape[1:]
@@ -195,7 +197,7 @@ def _fit(x, size):
     i, j = (x.shape[1]-size)//2, (x.shape[2]-size)//2
     return x[:, i:i+size, j:j+size]
 
-# %% ../nbs/01_data.ipynb #4ea9b539
+# %% ../nbs/01_data.ipynb #6f2765c4
 class ImageFolder(Dataset):
     "A folder of pictures as a dataset of tensors `(channels, h, w)` in [-1, 1]; every file is decoded once at the start so that a bad one stops the run early."
     def __init__(self,
@@ -219,7 +221,7 @@ class ImageFolder(Dataset):
         x = load_image(self.files[i], self.channels, self.convert)
         return x if self.size is None else _fit(x, self.size)
 
-# %% ../nbs/01_data.ipynb #33a1450e
+# %% ../nbs/01_data.ipynb #bad2e2bd
 class PairedFolder(Dataset):
     "Pairs `(input, target)` of tensors `(channels, h, w)` in [-1, 1]: side by side in one file, or in two folders under equal names."
     def __init__(self,
@@ -257,7 +259,9 @@ class PairedFolder(Dataset):
         x, y = self._halves(i)
         return (x, y) if self.size is None else (_fit(x, self.size), _fit(y, self.size))
 
-# %% ../nbs/01_data.ipynb #c061c9fd
+# %% ../nbs/01_data.ipynb #1f46bf3f
+def _draw_seed(seed, i): return (seed+1)*1_000_003_000 + i      # far from the small seeds that people choose for held-out data
+
 class Latents:
     "Endless batches of Gaussian latents `(batch_size, *shape)`; batch `i` depends on `seed` and `i` only, so a resumed run sees what it would have seen."
     def __init__(self,
@@ -265,9 +269,9 @@ class Latents:
         batch_size:int=32, # latents a batch
         seed:int=0, # of the sequence
     ): store_attr(); self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    def batch(self, i:int): return torch.randn(self.batch_size, *self.shape, generator=generator(self.seed*1_000_003 + i))
+    def batch(self, i:int): return torch.randn(self.batch_size, *self.shape, generator=generator(_draw_seed(self.seed, i)))
 
-# %% ../nbs/01_data.ipynb #043b275d
+# %% ../nbs/01_data.ipynb #5bf71dff
 class Batches:
     "Endless shuffled batches of a tensor or of a dataset; batch `i` depends on `seed` and `i` only. Each epoch is a fresh permutation; the last, incomplete batch of an epoch is dropped."
     def __init__(self,
@@ -282,8 +286,32 @@ class Batches:
     def batch(self, i:int):
         per = self.n//self.batch_size
         epoch, k = divmod(i, per)
-        if epoch != self.epoch: self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator(self.seed*1_000_003 + epoch))
+        if epoch != self.epoch: self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator(_draw_seed(self.seed, epoch)))
         idx = self.order[k*self.batch_size:(k+1)*self.batch_size]
         if torch.is_tensor(self.items): return self.items[idx]
         if isinstance(self.items, tuple): return tuple(o[idx] for o in self.items)
         return torch.utils.data.default_collate([self.items[int(j)] for j in idx])
+
+# %% ../nbs/01_data.ipynb #866401d6
+class Stream:
+    "An iterable of batches, such as a `DataLoader`, as endless rounds with `batch(i)`; shuffling by torch's global generator is repeatable."
+    def __init__(self,
+        items, # can be iterated again and again
+        seed:int=0, # of the shuffling
+    ):
+        if iter(items) is items: raise TypeError("Stream: this iterator can be read only once; give the DataLoader or list behind it")
+        store_attr(); self.source, self.at = None, 0
+    def _rounds(self):
+        epoch = 0
+        while True:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(_draw_seed(self.seed, epoch))
+                it = iter(self.items); first = next(it, None)         # samplers draw their seed with the first batch
+            if first is None: raise ValueError("Stream: the data gave no batch at all")
+            yield first
+            yield from it
+            epoch += 1
+    def batch(self, i:int):
+        if self.source is None or i < self.at: self.source, self.at = self._rounds(), 0
+        while self.at <= i: b = next(self.source); self.at += 1
+        return b

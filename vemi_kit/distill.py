@@ -6,16 +6,17 @@
 __all__ = ['Callback', 'Progress', 'History', 'Pictures', 'Checkpoint', 'Distiller', 'one_step', 'fit', 'state_dict', 'load',
            'distill']
 
-# %% ../nbs/40_distill.ipynb #edfd3392
+# %% ../nbs/40_distill.ipynb #30ab0ed8
 import copy, json, os, signal, threading
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 import torch
 from torch import nn
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from tqdm.auto import tqdm
-from .core import default_device, set_seed, frozen, check_images, check_finite, show_images, sync_grads
+from .core import default_device, set_seed, frozen, check_images, check_finite, show_images, sync_grads, sync_buffers
+from .data import Stream
 from .schedules import Plan, cosine
 from .methods.base import Objective, Method
 from .methods.l1 import L1, L2
@@ -23,16 +24,17 @@ from .methods.vid import VID
 from .methods.vem import VEMethod
 from .methods.adversarial import Adversarial
 
-# %% ../nbs/40_distill.ipynb #0c739284
+# %% ../nbs/40_distill.ipynb #76ec0c0d
 class Callback:
-    "Hears of a run: `before_fit()`, `after_step(figures)`, `after_fit(status)` with status finished, interrupted or failed; `self.run` is the `Distiller`."
+    "Hears of a run: `before_fit()`, `after_step(figures)`, `after_fit(status)` with status finished, interrupted or failed; `self.run` is the `Distiller`. In a run of several processes only those with `everywhere` are heard outside the first."
+    everywhere = False
     def before_fit(self): pass
     def after_step(self, figures:dict): pass
     def after_fit(self, status:str): pass
     def state_dict(self) -> dict: return {}
     def load_state_dict(self, state:dict): pass
 
-# %% ../nbs/40_distill.ipynb #09c4c666
+# %% ../nbs/40_distill.ipynb #4ebeb52b
 class Progress(Callback):
     "A progress bar (tqdm) with the latest figures."
     def __init__(self,
@@ -45,7 +47,7 @@ class Progress(Callback):
         if self.run.step % self.run.log_every == 0: self.bar.set_postfix({k: f"{figures[k]:.3g}" for k in self.keys if k in figures}, refresh=False)
     def after_fit(self, status): self.bar.close()
 
-# %% ../nbs/40_distill.ipynb #4f908622
+# %% ../nbs/40_distill.ipynb #0a746fd7
 class History(Callback):
     "Keeps the figures of every `log_every`-th step in `rows`; with a path, also appends them to a file of JSON lines."
     def __init__(self,
@@ -79,7 +81,7 @@ class History(Callback):
             ax.plot(*zip(*pts)); ax.set_title(k, fontsize=9)
         return fig
 
-# %% ../nbs/40_distill.ipynb #e80b97d5
+# %% ../nbs/40_distill.ipynb #3a0eae12
 class Pictures(Callback):
     "Every so many steps, a PNG of the teacher's and the student's pictures for the same inputs."
     def __init__(self,
@@ -98,7 +100,7 @@ class Pictures(Callback):
     def after_step(self, figures):
         if self.run.step % self.every == 0: self._draw()
 
-# %% ../nbs/40_distill.ipynb #c0d605e6
+# %% ../nbs/40_distill.ipynb #61325a2d
 class Checkpoint(Callback):
     "Writes the whole state of the run to `path`, every so many steps and when the run ends or is interrupted (not when it fails: the last good one stays)."
     def __init__(self,
@@ -106,7 +108,6 @@ class Checkpoint(Callback):
         every:int=200, # steps between checkpoints
     ): self.path, self.every = Path(path), every
     def _save(self):
-        if not self.run.is_main: return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
         torch.save(self.run.state_dict(), part); os.replace(part, self.path)
@@ -115,7 +116,7 @@ class Checkpoint(Callback):
     def after_fit(self, status):
         if status != "failed": self._save()
 
-# %% ../nbs/40_distill.ipynb #f512cb51
+# %% ../nbs/40_distill.ipynb #d26fdd9e
 @contextmanager
 def _calm_interrupt(run):
     "Ctrl-C sets `run.stop`; the second one raises at once. Outside the main thread signals are left alone."
@@ -129,8 +130,10 @@ def _calm_interrupt(run):
 
 def _accelerator(device, mixed_precision):
     "An Accelerator for this device; its process-wide state is renewed if an earlier run asked for something else."
+    device = default_device(device)
+    if device.index: raise ValueError(f"Distiller: got device={str(device)!r}; choose among several GPUs with the environment variable CUDA_VISIBLE_DEVICES")
     if int(os.environ.get("WORLD_SIZE", 1)) == 1: AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=default_device(device).type == "cpu", mixed_precision=mixed_precision)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed_precision)
 
 class _StudentKnobs:
     "What a `Plan` sets under 'student': `lr`. Groups with an `lr_scale` follow in proportion."
@@ -141,14 +144,14 @@ class _StudentKnobs:
     def lr(self, lr):
         for g in self.opt.param_groups: g["lr"] = lr*g.get("lr_scale", 1.)
 
-# %% ../nbs/40_distill.ipynb #bee37928
+# %% ../nbs/40_distill.ipynb #03cfc90d
 class Distiller:
     "Distil `teacher` into `student` by a sum of methods; both map a batch's inputs to pictures (b, c, h, w) in [-1, 1]."
     def __init__(self,
         teacher:nn.Module, # frozen while the run lasts
         student:nn.Module, # trained in place
         methods, # list of Methods, or a formula such as "l1 + vem"
-        data, # `batch(i)` gives batch i: inputs, or (inputs, target, ...); or an iterable of batches
+        data, # `batch(i)` gives batch i: inputs, or (inputs, target, ...); or an iterable of batches, see `Stream`
         n_steps:int=1000, # student steps
         lr:float=3e-3, # Adam of the student; falls to a fiftieth along a cosine unless the plan says otherwise
         betas:tuple=(.5,.99), # of that Adam
@@ -164,27 +167,21 @@ class Distiller:
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.teacher, self.student = teacher.to(self.device), student.to(self.device)
         self.objective = methods if isinstance(methods, Objective) else Objective(methods)
-        self.data, self.n_steps, self.lr, self.betas, self.seed, self.log_every = data, n_steps, lr, betas, seed, log_every
+        self.data = data if hasattr(data, "batch") else Stream(data, seed)
+        self.n_steps, self.lr, self.betas, self.seed, self.log_every = n_steps, lr, betas, seed, log_every
         plan = plan if isinstance(plan, Plan) else Plan(plan)
         self.plan = Plan({"student.lr": cosine(lr, lr/50, n_steps), **plan.schedules})
-        self.callbacks, self.step, self.stop, self.opt = list(callbacks), 0, False, None
+        self.callbacks, self.step, self.stop, self.opt = [c for c in callbacks if self.is_main or c.everywhere], 0, False, None
 
     def __getitem__(self, kind): return next(c for c in self.callbacks if isinstance(c, kind))   # run[History]
 
-# %% ../nbs/40_distill.ipynb #0948e706
+# %% ../nbs/40_distill.ipynb #fe4c6e65
 def _batch(self:Distiller, i):
     "Batch `i`, this process's share of it, on the device."
-    if hasattr(self.data, "batch"): b = self.data.batch(i)
-    else:
-        if getattr(self, "_iter", None) is None or self._at > i: self._iter, self._at = iter(self.data), 0
-        while self._at <= i:                                        # after a resume: pass over what was seen
-            try: b = next(self._iter)
-            except StopIteration:
-                if self._at == 0: raise ValueError("Distiller: the data gave no batch at all")
-                self._iter = iter(self.data); b = next(self._iter)
-            self._at += 1
-    n, k = self.accelerator.num_processes, self.accelerator.process_index
-    put = lambda x: x.to(self.device).chunk(n)[k]
+    b, n, k = self.data.batch(i), self.accelerator.num_processes, self.accelerator.process_index
+    def put(x):
+        if len(x) % n: raise ValueError(f"Distiller: a batch of {len(x)} cannot be shared equally among {n} processes; choose a multiple")
+        return x.to(self.device).chunk(n)[k]
     if isinstance(b, (tuple,list)): return tuple(put(x) if torch.is_tensor(x) else x for x in b)
     return put(b)
 
@@ -207,6 +204,7 @@ def _prepare(self:Distiller):
     self.objective.prepare(self.teacher, self.student, batch, t, s)
     groups = [dict(params=list(self.student.parameters()))] + [g if isinstance(g, dict) else dict(params=[g]) for g in self.objective.student_parameters()]
     self.opt = self.accelerator.prepare_optimizer(torch.optim.Adam(groups, lr=self.lr, betas=self.betas))
+    self.identity = self._identity()
     self.owners = {"student": _StudentKnobs(self.opt), **{n: m.knobs for n,m in self.objective.methods.items()}}
     self.plan.apply(0, **self.owners)                                # a misspelt knob fails here
 
@@ -220,15 +218,23 @@ def one_step(self:Distiller) -> dict:
     self.opt.zero_grad(); self.accelerator.backward(loss)
     sync_grads(p for g in self.opt.param_groups for p in g["params"])
     self.opt.step()
+    sync_buffers(self.student)
     self.step += 1
     return {**figures, "knobs": knobs} if logged else figures
 Distiller._batch, Distiller._forward, Distiller._prepare, Distiller.one_step = _batch, _forward, _prepare, one_step
 
-# %% ../nbs/40_distill.ipynb #2cba1440
+# %% ../nbs/40_distill.ipynb #83f3bd0f
+def _stopped(self:Distiller):
+    "Has any process been asked to stop? All must leave the loop together."
+    if self.accelerator.num_processes == 1: return self.stop
+    return bool(self.accelerator.reduce(torch.tensor(float(self.stop), device=self.device)).item())
+Distiller._stopped = _stopped
+
 def fit(self:Distiller,
     resume=None, # a checkpoint to go on from
 ) -> Distiller: # self
     "Run to `n_steps`. Ctrl-C ends the run after the step in progress, lets the callbacks save, and raises `KeyboardInterrupt`."
+    if self.step and resume is None: raise RuntimeError(f"this run has already taken {self.step} steps; make a new Distiller, or pass resume= with its checkpoint")
     set_seed(self.seed)
     self.student.train()
     status, self.stop = "failed", False
@@ -238,10 +244,10 @@ def fit(self:Distiller,
         if resume is not None: self.load(resume)
         for c in self.callbacks: c.before_fit()
         try:
-            while self.step < self.n_steps and not self.stop:
+            while self.step < self.n_steps and not self._stopped():
                 figures = self.one_step()
                 for c in self.callbacks: c.after_step(figures)
-            status = "interrupted" if self.stop else "finished"
+            status = "finished" if self.step == self.n_steps else "interrupted"
         finally:
             for c in self.callbacks: c.after_fit(status)
     self.student.eval()
@@ -249,15 +255,21 @@ def fit(self:Distiller,
     return self
 Distiller.fit = fit
 
-# %% ../nbs/40_distill.ipynb #b60f5420
+# %% ../nbs/40_distill.ipynb #cd180b15
 def _identity(self:Distiller):
     "What must agree between a checkpoint and the run that resumes it."
-    return dict(n_steps=self.n_steps, seed=self.seed, methods=list(self.objective.methods), student=[list(p.shape) for p in self.student.parameters()])
+    simple = lambda o: {k: v for k,v in vars(o).items() if isinstance(v, (bool,int,float,str,tuple,dict)) and not k.startswith("_") and k not in ("training", "items", "at", "epoch")}
+    return dict(n_steps=self.n_steps, seed=self.seed, lr=self.lr, betas=self.betas, log_every=self.log_every, processes=self.accelerator.num_processes, data=repr((type(self.data).__name__, simple(self.data))),
+                methods=repr({n: simple(m) for n,m in self.objective.methods.items()}), plan=repr([self.plan(i) for i in (0, self.n_steps//3, self.n_steps)]), student=[list(p.shape) for p in self.student.parameters()])
+
+def _callback_states(self:Distiller):
+    "By the callbacks' class names, so that one more or less of them does no harm."
+    return {type(c).__name__: s for c in self.callbacks if (s := c.state_dict())}
 
 def state_dict(self:Distiller) -> dict:
     "Everything that the next step depends on."
-    return dict(identity=self._identity(), step=self.step, student=self.student.state_dict(), opt=self.opt.state_dict(), objective=self.objective.state_dict(),
-                rng=[torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [])], scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None, callbacks=[c.state_dict() for c in self.callbacks])
+    return dict(identity=self.identity, step=self.step, student=self.student.state_dict(), opt=self.opt.state_dict(), objective=self.objective.state_dict(),
+                rng=[torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [])], scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None, callbacks=self._callback_states())
 
 def load(self:Distiller,
     path, # written by `Checkpoint`
@@ -266,7 +278,7 @@ def load(self:Distiller,
     if not Path(path).exists(): raise FileNotFoundError(f"no checkpoint {str(path)!r} to resume from; start without resume=")
     try: state = torch.load(path, map_location=self.device, weights_only=True)
     except Exception as e: raise ValueError(f"checkpoint {str(path)!r} cannot be read ({type(e).__name__}); it may be cut short, start without resume=") from e
-    mine = self._identity()
+    mine = self.identity
     differ = {k: (v, mine[k]) for k,v in state["identity"].items() if v != mine[k] and k != "student"}
     if state["identity"]["student"] != mine["student"]: differ["student"] = "other shapes"
     if differ: raise ValueError(f"checkpoint {str(path)!r} is of another run; (checkpoint, this run) differ in {differ}")
@@ -274,10 +286,12 @@ def load(self:Distiller,
     if state["scaler"]: self.accelerator.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"][0].cpu()); self.step = state["step"]
     if self.device.type == "cuda": torch.cuda.set_rng_state_all([r.cpu() for r in state["rng"][1:]])
-    for c,s in zip(self.callbacks, state["callbacks"]): c.load_state_dict(s)
-Distiller._identity, Distiller.state_dict, Distiller.load = _identity, state_dict, load
+    kinds = {type(c).__name__: c for c in self.callbacks}
+    for k,s in state["callbacks"].items():
+        if k in kinds: kinds[k].load_state_dict(s)
+Distiller._identity, Distiller._callback_states, Distiller.state_dict, Distiller.load = _identity, _callback_states, state_dict, load
 
-# %% ../nbs/40_distill.ipynb #4ff8776b
+# %% ../nbs/40_distill.ipynb #173ac816
 def distill(
     teacher:nn.Module, # any module from a batch's inputs to pictures in [-1, 1]
     student:nn.Module, # trained in place
@@ -291,7 +305,8 @@ def distill(
 ) -> Distiller: # finished; the figures are in run[History].rows
     "Distil with a progress bar and a history, and with a folder also checkpoints."
     out = out and Path(out)
-    cbs = [History(out and out/"history.jsonl"), *([Progress()] if progress else []), *([Checkpoint(out/"checkpoint.pt")] if out else []), *callbacks]
+    cbs = [History(out and out/"history.jsonl"), *([Progress()] if progress else []), *callbacks, *([Checkpoint(out/"checkpoint.pt")] if out else [])]   # the checkpoint last: it saves what the others heard
     path = out and out/"checkpoint.pt"
+    if out and path.exists() and not resume: raise FileExistsError(f"{str(path)!r} holds an earlier run; pass resume=True to go on with it, or choose another out=")
     if resume and not out: raise ValueError("distill: resume=True needs out=, the folder of the run to go on with")
     return Distiller(teacher, student, methods, data, callbacks=cbs, **kw).fit(resume=path if resume and path.exists() else None)

@@ -6,12 +6,12 @@
 __all__ = ['RAMPS', 'WHOLE', 'Schedule', 'as_schedule', 'constant', 'linear', 'cosine', 'exponential', 'warmup', 'phases',
            'alternate', 'Plan', 'plot_schedules', 'student_plan', 'draw_plan', 'schedule_designer']
 
-# %% ../nbs/06_schedules.ipynb #c7986117
+# %% ../nbs/06_schedules.ipynb #0dbaf414
 import math
 from fastcore.all import store_attr
-from .core import explore
+from .core import explore, require
 
-# %% ../nbs/06_schedules.ipynb #f8da61de
+# %% ../nbs/06_schedules.ipynb #50b3aa59
 class Schedule:
     "A number as a function of the step. Lasts `n_steps` (None: for ever), then holds its last value."
     def __init__(self,
@@ -38,14 +38,14 @@ class Schedule:
     def __mul__(self,
         other, # a number or a Schedule, multiplied step by step
     ):
-        other = as_schedule(other)
-        ends = [x.n_steps for x in (self, other)]
+        number, other = isinstance(other, (int,float)), as_schedule(other)
+        ends = [self.n_steps] if number else [self.n_steps, other.n_steps]
         return Schedule(lambda i: self(i)*other(i), None if None in ends else max(ends), f"{self.name} * {other.name}")
     __rmul__ = __mul__
 
     def __repr__(self): return f"Schedule({self.name}, n_steps={self.n_steps})"
 
-# %% ../nbs/06_schedules.ipynb #d6a45841
+# %% ../nbs/06_schedules.ipynb #d399caca
 def as_schedule(
     x, # a Schedule, a number, or any function of the step
 ) -> Schedule:
@@ -55,7 +55,7 @@ def as_schedule(
     if isinstance(x, (int,float)): return Schedule(lambda i: x, name=f"{x:g}")
     raise TypeError(f"expected a Schedule, a number or a function of the step, got {type(x).__name__}")
 
-# %% ../nbs/06_schedules.ipynb #e211697c
+# %% ../nbs/06_schedules.ipynb #339ca392
 def constant(
     value:float, # held
     n_steps:int|None=None, # how long; None for ever
@@ -94,7 +94,7 @@ def exponential(
 
 RAMPS = dict(constant=lambda a,b,n: constant(b,n), linear=linear, cosine=cosine, exponential=exponential)
 
-# %% ../nbs/06_schedules.ipynb #635a99a8
+# %% ../nbs/06_schedules.ipynb #a1fb9a49
 def warmup(
     n_steps:int, # how long to hold `before`
     schedule, # what follows: a Schedule or a number
@@ -116,7 +116,7 @@ def phases(
     for p in parts[1:]: s = s.then(p)
     return s
 
-# %% ../nbs/06_schedules.ipynb #7f0ee973
+# %% ../nbs/06_schedules.ipynb #772479ea
 def alternate(
     n_energy:int=1, # energy updates ...
     n_student:int=1, # ... in each group of this many student steps, spread evenly
@@ -130,10 +130,10 @@ def alternate(
     upto = lambda i: -(-i*n_energy//n_student)
     return Schedule(lambda i: upto(i+1)-upto(i), None, f"alternate {n_energy}:{n_student}")
 
-# %% ../nbs/06_schedules.ipynb #a9eba2d7
+# %% ../nbs/06_schedules.ipynb #5e36a2bd
 WHOLE = (".n_steps", ".energy_steps")
 
-# %% ../nbs/06_schedules.ipynb #1269ca50
+# %% ../nbs/06_schedules.ipynb #92dab4cc
 class Plan:
     "Schedules by knob: `Plan({'vem.lambda_mi': warmup(100, .1)})`. `plan(step)` gives all values of a step, `plan.apply(step, vem=...)` sets them."
     def __init__(self,
@@ -160,7 +160,7 @@ class Plan:
             setattr(owners[owner], name, v)
         return values
 
-# %% ../nbs/06_schedules.ipynb #be90039c
+# %% ../nbs/06_schedules.ipynb #afd39ff0
 def plot_schedules(
     plan, # a Plan, a Schedule, or a dict of schedules
     n_steps:int|None=None, # how far to draw; None: a little past the longest end
@@ -171,14 +171,16 @@ def plot_schedules(
     d = {k: as_schedule(v) for k,v in d.items()}
     n = n_steps or round(1.15*max([s.n_steps or 0 for s in d.values()] + [20]))
     steps = sorted({round(i*n/400) for i in range(401)}) if n > 400 else range(n+1)
-    fig, axes = plt.subplots(1, len(d), figsize=(3.2*len(d), 2.2), layout="constrained", squeeze=False)
-    for ax,(k,s) in zip(axes[0], d.items()):
+    n_cols, n_rows = min(3, len(d)), -(-len(d)//3)
+    fig, axes = plt.subplots(n_rows, n_cols, figsize=(3.2*n_cols, 2*n_rows), layout="constrained", squeeze=False)
+    for ax in axes.flat[len(d):]: ax.remove()
+    for ax,(k,s) in zip(axes.flat, d.items()):
         rounded = k.endswith(WHOLE)
         ax.plot(steps, [round(s(i)) if rounded else s(i) for i in steps], drawstyle="steps-post" if rounded else "default")
         ax.set(title=k, xlabel="student step"); ax.title.set_fontsize(9)
     return fig
 
-# %% ../nbs/06_schedules.ipynb #733627d5
+# %% ../nbs/06_schedules.ipynb #45046fd2
 def student_plan(
     n_steps:int=1000, # length of the run
     lambda_mi:float=.1, # final weight of the MI term
@@ -201,16 +203,19 @@ def student_plan(
                  "vem.n_steps": linear(*chain, n_steps), "vem.step_size": exponential(*step_size, n_steps), "vem.lr": exponential(*energy_lr, n_steps),
                  "vem.energy_steps": warmup(n_warm, energy_steps, before=energy_steps_warm), "student.lr": cosine(*lr, n_steps)})
 
-# %% ../nbs/06_schedules.ipynb #ebaee7ec
+# %% ../nbs/06_schedules.ipynb #f344e8ea
 def draw_plan(n_steps=1000, lambda_mi=.1, warm=.2, ramp="cosine", ramp_share=.3, chain_start=10, chain_end=10, step_start=100., step_end=100., energy_steps=1, energy_steps_warm=1, lr_start=2e-3, lr_end=2e-4):
     "Draw `student_plan` for these numbers and print the call; returns the figure."
     args = dict(n_steps=n_steps, lambda_mi=lambda_mi, warm=warm, ramp=ramp, ramp_share=ramp_share, chain=(chain_start,chain_end), step_size=(step_start,step_end),
                 energy_steps=energy_steps, energy_steps_warm=energy_steps_warm, lr=(lr_start,lr_end))
     fig = plot_schedules(student_plan(**args), n_steps)
-    print("student_plan(" + ", ".join(f"{k}={v!r}" for k,v in args.items()) + ")")
+    text = lambda v: "(" + ", ".join(map(text, v)) + ")" if isinstance(v, tuple) else repr(v) if isinstance(v, str) else f"{v:.4g}"
+    print("student_plan(" + ", ".join(f"{k}={text(v)}" for k,v in args.items()) + ")")
     return fig
 
 def schedule_designer():
     "Sliders over `draw_plan`; needs the `explore` extra."
+    slider = require("ipywidgets", "explore").FloatLogSlider
+    rates = {k: slider(v, min=-5, max=-1, readout_format=".1e", description=k) for k,v in (("lr_start",2e-3), ("lr_end",2e-4))}
     return explore(draw_plan, n_steps=(100,5000,100), lambda_mi=(0,1.,.01), warm=(0,.9,.05), ramp=list(RAMPS), ramp_share=(.05,1.,.05), chain_start=(1,50), chain_end=(1,50),
-        step_start=(1.,200.), step_end=(1.,200.), energy_steps=(0,5), energy_steps_warm=(0,5), lr_start=(1e-4,1e-2,1e-4), lr_end=(1e-5,1e-2,1e-5))
+        step_start=(1.,200.), step_end=(1.,200.), energy_steps=(0,5), energy_steps_warm=(0,5), **rates)

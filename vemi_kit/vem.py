@@ -6,8 +6,9 @@
 __all__ = ['PRESETS', 'VEMStats', 'DivergenceError', 'VEM', 'sample', 'tighten', 'loss', 'get_extra_state', 'set_extra_state',
            'gradient_share']
 
-# %% ../nbs/05_vem.ipynb #b4aedae7
+# %% ../nbs/05_vem.ipynb #bb448724
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, asdict
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from .core import frozen, generator, check_finite, sync_grads, process_index
 from .energy import EnergyNet
 from .chains import langevin, ChainStats
 
-# %% ../nbs/05_vem.ipynb #d6316f31
+# %% ../nbs/05_vem.ipynb #4c773d29
 @dataclass
 class VEMStats:
     "Figures of one `tighten`: mean energies of real pairs and of chain ends, `gap` their difference, the energy network's `loss`, and the chain's drift, move (|step_size*grad|), noise_std, clamped share."
@@ -29,14 +30,14 @@ class VEMStats:
     clamped:float
     def __iter__(self): return iter(asdict(self).items())
 
-# %% ../nbs/05_vem.ipynb #6dc1d9c3
+# %% ../nbs/05_vem.ipynb #e2804c8e
 class DivergenceError(FloatingPointError):
     "The energy is not finite or beyond its limit; the message says what to lower."
 
-# %% ../nbs/05_vem.ipynb #b47a72a8
+# %% ../nbs/05_vem.ipynb #712d744a
 PRESETS = dict(paper=dict(energy_steps=1, n_steps=10, step_size=100., noise_std=.005, clamp=(-1,1), lambda_mi=.1, l2=.05, lr=1e-4, betas=(0.,.999)))
 
-# %% ../nbs/05_vem.ipynb #226d4ed9
+# %% ../nbs/05_vem.ipynb #03177997
 class VEM(nn.Module):
     """Mutual-information term for distillation (arXiv 2303.16050): an energy network, its chain and its optimiser.
 
@@ -47,7 +48,7 @@ class VEM(nn.Module):
         energy:nn.Module, # energy(t, s) -> (b,)
         preset:str="paper", # settings to start from: "paper"
         seed:int=0, # of the chain's noise
-        energy_limit:float=1e3, # |mean energy| beyond which `tighten` raises
+        energy_limit:float=1e3, # largest |energy| of a single pair; beyond it `tighten` and `loss` raise
         **settings, # overrides of the preset: energy_steps (a call of `tighten`), n_steps, step_size, noise_std (None: matched), clamp, lambda_mi, l2, lr, betas
     ):
         super().__init__()
@@ -71,18 +72,18 @@ class VEM(nn.Module):
         "A VEM whose energy network fits these pictures, on their device. Its initialisation does not touch the global generator."
         _check_pair(t, s)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)      # not torch.manual_seed, which would reseed the GPUs too
             energy = EnergyNet(tuple(t.shape[2:]), t.shape[1], s.shape[1], width=width)
         return cls(energy.to(t.device), seed=seed, **kw)
 
-# %% ../nbs/05_vem.ipynb #57f2317b
+# %% ../nbs/05_vem.ipynb #9db1d0ac
 def _check_pair(t, s):
     for name,x in (("t",t), ("s",s)):
         if not torch.is_tensor(x) or x.ndim != 4: raise ValueError(f"VEM: expected {name} of shape (b, c, h, w), got {tuple(x.shape) if torch.is_tensor(x) else type(x).__name__}")
     if len(t) != len(s): raise ValueError(f"VEM: t and s must be pairs, got {len(t)} and {len(s)} pictures")
     if t.shape[2:] != s.shape[2:]: raise ValueError(f"VEM: t is {tuple(t.shape[2:])} and s {tuple(s.shape[2:])} pixels; resize one of them")
 
-# %% ../nbs/05_vem.ipynb #b5eda9db
+# %% ../nbs/05_vem.ipynb #0462a092
 def _energies(self:VEM, t, t_hat, s):
     "Energies of real pairs and of chain ends, (b,) each, in one forward; raises `DivergenceError`."
     e = self.energy(torch.cat([t, t_hat]), torch.cat([s, s])).float()
@@ -93,7 +94,7 @@ def _energies(self:VEM, t, t_hat, s):
     return e.chunk(2)
 VEM._energies = _energies
 
-# %% ../nbs/05_vem.ipynb #7ff64922
+# %% ../nbs/05_vem.ipynb #79f9fdea
 def sample(self:VEM,
     s:torch.Tensor, # condition, (b, c', h, w)
     start:torch.Tensor|None=None, # where chains begin; None: at s
@@ -110,7 +111,7 @@ def sample(self:VEM,
     return t_hat
 VEM.sample = sample
 
-# %% ../nbs/05_vem.ipynb #fe872403
+# %% ../nbs/05_vem.ipynb #5e587548
 def tighten(self:VEM,
     t:torch.Tensor, # teacher pictures (b, c, h, w), or the ground truth of a paired task
     s:torch.Tensor, # student pictures (b, c', h, w); detached here
@@ -124,7 +125,7 @@ def tighten(self:VEM,
     for group in self.opt.param_groups: group["lr"] = self.lr
     for i in range(max(1, energy_steps)):
         t_hat = self.sample(s, like_t=t)
-        with torch.set_grad_enabled(energy_steps > 0):
+        with nullcontext() if energy_steps > 0 else frozen(self.energy), torch.set_grad_enabled(energy_steps > 0):
             e_pos, e_neg = self._energies(t, t_hat, s)
             loss = (e_pos - e_neg).mean() + self.l2*(e_pos**2 + e_neg**2).mean()
         if energy_steps > 0:
@@ -135,7 +136,7 @@ def tighten(self:VEM,
     return VEMStats(pos, neg, pos-neg, loss.item(), *[c[k] for k in ("drift","move","noise_std","clamped")])
 VEM.tighten = tighten
 
-# %% ../nbs/05_vem.ipynb #ea90ebe1
+# %% ../nbs/05_vem.ipynb #354ca818
 def loss(self:VEM,
     t:torch.Tensor, # the same teacher pictures that `tighten` saw
     s:torch.Tensor, # the student's, with their graph
@@ -150,7 +151,7 @@ def loss(self:VEM,
         return self.lambda_mi*(e_pos - e_neg).mean()
 VEM.loss = loss
 
-# %% ../nbs/05_vem.ipynb #7782bec9
+# %% ../nbs/05_vem.ipynb #75f81d34
 def get_extra_state(self:VEM):
     settings = {k: getattr(self, k) for k in PRESETS[self.preset]}
     return dict(opt=self.opt.state_dict(), n_updates=self.n_updates, g=None if self._g is None else self._g.get_state(), settings=settings)
@@ -158,18 +159,19 @@ def get_extra_state(self:VEM):
 def set_extra_state(self:VEM, state):
     self.opt.load_state_dict(state["opt"]); self.n_updates = state["n_updates"]
     for k,v in state["settings"].items(): setattr(self, k, v)
-    if state["g"] is not None:
+    if process_index(): self._g = generator(self.seed + process_index() + 1000*self.n_updates, next(self.energy.parameters()).device)   # the state is the first process's
+    elif state["g"] is not None:
         if self._g is None: self._g = generator(self.seed, next(self.energy.parameters()).device)
         self._g.set_state(state["g"].cpu())
 VEM.get_extra_state, VEM.set_extra_state = get_extra_state, set_extra_state
 
-# %% ../nbs/05_vem.ipynb #cc159bcc
+# %% ../nbs/05_vem.ipynb #c128df2c
 def gradient_share(
     term:torch.Tensor, # scalar, the term in question, e.g. vem.loss(t, s)
     base:torch.Tensor, # scalar, what it is added to
     s:torch.Tensor, # student pictures with their graph
 ) -> float:
     "Norm of the gradient of `term` with respect to `s`, divided by that of `base`; both graphs are kept."
-    n = [torch.autograd.grad(x, s, retain_graph=True, allow_unused=True)[0] for x in (term, base)]
+    n = [torch.autograd.grad(x, s, retain_graph=True, allow_unused=True)[0] if x.requires_grad else None for x in (term, base)]
     n = [0. if g is None else g.float().norm().item() for g in n]
     return n[0]/n[1] if n[1] > 0 else math.inf if n[0] > 0 else math.nan

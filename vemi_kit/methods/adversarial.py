@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['Adversarial']
 
-# %% ../../nbs/34_methods.adversarial.ipynb #1290909b
+# %% ../../nbs/34_methods.adversarial.ipynb #29d292e5
 import copy
+from contextlib import nullcontext
 import torch
 from torch import nn
 from ..core import frozen, sync_grads
 from .base import Method
 from ..zoo.dcgan import hinge_d, hinge_g
 
-# %% ../../nbs/34_methods.adversarial.ipynb #2e79ab0d
+# %% ../../nbs/34_methods.adversarial.ipynb #bc5fceee
 class Adversarial(Method):
     "Hinge GAN term: a copy of `discriminator` learns to tell real pictures from the student's; the student learns to pass. Real are the teacher's pictures, or `batch[1]` of a paired task."
     name = "adversarial"
@@ -24,16 +25,15 @@ class Adversarial(Method):
         real:str="teacher", # "teacher", or "target": the second element of a paired batch
     ):
         super().__init__(weight)
-        if real not in ("teacher","target"): raise ValueError(f"real: expected 'teacher' or 'target', got {real!r}")
-        self.discriminator, self.lr, self.real = copy.deepcopy(discriminator), lr, real
+        self._source, self.lr, self.real = [discriminator], lr, real       # in a list: the original is not ours to train or save
 
     def prepare(self, teacher, student, batch, t, s):
-        self.discriminator.to(t.device).train().requires_grad_(True)
+        self.discriminator = copy.deepcopy(self._source[0]).to(t.device).train().requires_grad_(True)
         self.opt = torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=(0.,.9))
 
     def loss(self, batch, t, s, features=None):
-        real = t if self.real == "teacher" else batch[1].to(t)
-        with torch.set_grad_enabled(self.lr > 0): d = hinge_d(self.discriminator(real), self.discriminator(s.detach()))
+        real = self.positive(batch, t, self.real)
+        with nullcontext() if self.lr > 0 else frozen(self.discriminator), torch.set_grad_enabled(self.lr > 0): d = hinge_d(self.discriminator(real), self.discriminator(s.detach()))
         if self.lr > 0:
             for g in self.opt.param_groups: g["lr"] = self.lr
             self.opt.zero_grad(set_to_none=True); d.backward(); sync_grads(self.discriminator.parameters()); self.opt.step(); self.opt.zero_grad(set_to_none=True)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Method', 'Objective', 'parse_methods']
 
-# %% ../../nbs/30_methods.base.ipynb #b1d20cbc
+# %% ../../nbs/30_methods.base.ipynb #130bbf15
 import math, re
 import torch
 from torch import nn
 from ..vem import gradient_share
 
-# %% ../../nbs/30_methods.base.ipynb #20e182cc
+# %% ../../nbs/30_methods.base.ipynb #1645a1de
 class Method(nn.Module):
     "A distillation method: `prepare(teacher, student, batch, t, s)` once, then `loss(batch, t, s, features) -> (scalar, figures)` for each batch. Subclasses register under their `name`."
     name, registry = "", {}
@@ -42,6 +42,17 @@ class Method(nn.Module):
     ) -> tuple: # scalar loss, dict of floats to log
         raise TypeError(f"{type(self).__name__} must define loss(batch, t, s, features)")
 
+    def positive(self,
+        batch, # as the data gave it
+        t:torch.Tensor, # teacher pictures
+        which:str="teacher", # "teacher", or "target": the second element of a paired batch
+    ) -> torch.Tensor:
+        "What counts as real for this batch: the teacher's pictures or the ground truth."
+        if which == "teacher": return t
+        if which != "target": raise ValueError(f"{self.name}: expected 'teacher' or 'target', got {which!r}")
+        if not isinstance(batch, (tuple,list)) or len(batch) < 2: raise ValueError(f"{self.name}: 'target' needs paired batches (input, target)")
+        return batch[1].to(t)
+
     def student_parameters(self) -> list:
         "Parameters of the method that descend together with the student's. Default: none; what has its own optimiser stays out."
         return []
@@ -51,7 +62,7 @@ class Method(nn.Module):
         "The object whose attributes a `Plan` sets under this method's name."
         return self
 
-# %% ../../nbs/30_methods.base.ipynb #64a08254
+# %% ../../nbs/30_methods.base.ipynb #6f99b9d4
 class Objective(nn.Module):
     "The weighted sum of methods; keys of the figures are `name` (a method's loss), `name/figure`, `name/share` and `loss` (the sum)."
     def __init__(self,
@@ -87,10 +98,12 @@ class Objective(nn.Module):
             figures.update({name: value.item(), **{f"{name}/{k}": v for k,v in logged.items()}})
         total = sum(terms.values())
         if shares and len(terms) > 1:
-            for name,v in terms.items(): figures[f"{name}/share"] = gradient_share(v, sum(o for n,o in terms.items() if n != name), s) if v.requires_grad else 0.
+            for name,v in terms.items():
+                share = gradient_share(v, sum(o for n,o in terms.items() if n != name), s)
+                if math.isfinite(share): figures[f"{name}/share"] = share      # without one while the others pull nothing
         return total, {"loss": total.item(), **figures}
 
-# %% ../../nbs/30_methods.base.ipynb #c9475a7f
+# %% ../../nbs/30_methods.base.ipynb #da448e45
 def parse_methods(
     formula:str, # e.g. "l1 + 0.1*vem + vid"
     **kw, # arguments by method name
@@ -103,7 +116,7 @@ def parse_methods(
     """
     res = []
     for term in formula.split("+"):
-        m = re.fullmatch(r"\s*(?:([0-9.eE-]+)\s*\*)?\s*([a-z]\w*)\s*", term)
+        m = re.fullmatch(r"\s*(?:(\d*\.?\d+(?:e-?\d+)?)\s*\*)?\s*([a-z]\w*)\s*", term)
         if not m: raise ValueError(f"cannot read {term.strip()!r} in {formula!r}; write it like 'l1 + 0.1*vem'")
         weight, name = m.groups()
         if name not in Method.registry: raise ValueError(f"no method {name!r}; there are {sorted(Method.registry)} (methods of other notebooks register when imported)")

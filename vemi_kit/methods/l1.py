@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['L1', 'L2']
 
-# %% ../../nbs/31_methods.l1.ipynb #8a6e73c3
+# %% ../../nbs/31_methods.l1.ipynb #671bce22
 from .base import Method
 
-# %% ../../nbs/31_methods.l1.ipynb #dc5b2691
+# %% ../../nbs/31_methods.l1.ipynb #d7a9a6ae
 class L1(Method):
     "Mean absolute difference to the teacher's picture."
     name = "l1"

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['VEMethod']
 
-# %% ../../nbs/33_methods.vem.ipynb #9a458506
+# %% ../../nbs/33_methods.vem.ipynb #fe3a1344
 from .base import Method
 from ..vem import VEM
 
-# %% ../../nbs/33_methods.vem.ipynb #a6423138
+# %% ../../nbs/33_methods.vem.ipynb #477a64e5
 class VEMethod(Method):
     "Mutual-information term with an energy-based q (arXiv 2303.16050) as a `Method`; already multiplied by `lambda_mi`. Positive samples are the teacher's pictures, or the ground truth `batch[1]` of a paired task."
     name = "vem"
@@ -19,19 +19,13 @@ class VEMethod(Method):
         **settings, # for `VEM.like`: width, preset, seed, step_size, ...
     ):
         super().__init__(weight)
-        if positive not in ("teacher","target"): raise ValueError(f"positive: expected 'teacher' or 'target', got {positive!r}")
-        self.positive, self.settings = positive, settings
+        self.which, self.settings = positive, settings
 
-    def _positive(self, batch, t):
-        if self.positive == "teacher": return t
-        if not isinstance(batch, (tuple,list)) or len(batch) < 2: raise ValueError("vem: positive='target' needs paired batches (input, target)")
-        return batch[1].to(t)
-
-    def prepare(self, teacher, student, batch, t, s): self.vem = VEM.like(self._positive(batch, t), s, **self.settings)
+    def prepare(self, teacher, student, batch, t, s): self.vem = VEM.like(self.positive(batch, t, self.which), s, **self.settings)
     @property
     def knobs(self): return self.vem
 
     def loss(self, batch, t, s, features=None):
-        t = self._positive(batch, t)
+        t = self.positive(batch, t, self.which)
         stats = self.vem.tighten(t, s)
         return self.vem.loss(t, s), {k: v for k,v in stats if k != "loss"}
