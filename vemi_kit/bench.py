@@ -6,7 +6,7 @@
 __all__ = ['NOISE_FLOOR', 'COLUMNS', 'DEMO_METHODS', 'HeldOut', 'Referee', 'demo_run', 'results_table', 'cost_table', 'verdicts',
            'plot_curves', 'write_report', 'demo', 'vemi_demo']
 
-# %% ../nbs/80_bench.ipynb #a5a41a3b
+# %% ../nbs/80_bench.ipynb #7e98c711
 import argparse, json, math, os, platform, statistics, sys, time
 from pathlib import Path
 import torch
@@ -20,10 +20,10 @@ from .students import shrink
 from .methods.base import Objective
 from .distill import Distiller, Callback, History, Progress
 
-# %% ../nbs/80_bench.ipynb #ea53ff03
+# %% ../nbs/80_bench.ipynb #6eb06922
 NOISE_FLOOR = .1      # standard deviation of the noise that makes H(T~|S) finite, in image units
 
-# %% ../nbs/80_bench.ipynb #c6942561
+# %% ../nbs/80_bench.ipynb #351fd3ca
 class HeldOut(Callback):
     "Every `every` steps: L1 to the teacher and the Gaussian bound on H(T~|S) in nats a dimension, on fixed held-out latents; kept in `rows`."
     def __init__(self,
@@ -32,6 +32,7 @@ class HeldOut(Callback):
         every:int=25, # steps between measurements
     ): self.z, self.t, self.every, self.rows = z, t, every, []
     def _measure(self):
+        if self.rows and self.rows[-1]["step"] == self.run.step: return           # resumed: this step is there
         with frozen(self.run.student), torch.no_grad(): s = self.run.student(self.z)
         self.rows.append(dict(step=self.run.step, l1=(s-self.t).abs().mean().item(), nats=conditional_bound(self.t, s, NOISE_FLOOR).mean/self.t[0].numel()))
     def before_fit(self): self._measure()
@@ -40,7 +41,7 @@ class HeldOut(Callback):
     def state_dict(self): return {"rows": self.rows}
     def load_state_dict(self, state): self.rows = list(state["rows"])
 
-# %% ../nbs/80_bench.ipynb #f4b64391
+# %% ../nbs/80_bench.ipynb #0abfc225
 class Referee:
     "Everything that judges a student, made once for all runs: held-out latents, the teacher's pictures, Fréchet distances to the teacher and to real digits."
     def __init__(self,
@@ -69,14 +70,14 @@ class Referee:
     @property
     def protocols(self): return [str(f.protocol(self.n)) for f in (self.fd_teacher, self.fd_real)]
 
-# %% ../nbs/80_bench.ipynb #5956c16d
+# %% ../nbs/80_bench.ipynb #dbd6946b
 def demo_run(
     teacher, # generator
     discriminator, # the teacher's
     formula:str, # methods, e.g. "l1 + vem"
     seed:int, # of everything in this run
     referee:Referee, # judges the student
-    n_steps:int=350, # student steps
+    n_steps:int=300, # student steps
     width:int=8, # of the student
     batch_size:int=16, # latents a step
     lr:float=2e-2, # of the student, for all methods alike (chosen for L1 alone, on a seed that no run uses)
@@ -93,10 +94,10 @@ def demo_run(
     record = dict(methods=formula, seed=seed, n_steps=n_steps, batch_size=batch_size, lr=lr, seconds=time.perf_counter()-start, figures=referee(student), held_out=held_out.rows, history=history.rows)
     return student, record
 
-# %% ../nbs/80_bench.ipynb #513bf8b0
+# %% ../nbs/80_bench.ipynb #05866a69
 COLUMNS = dict(frechet_teacher="Fréchet to teacher", frechet_real="Fréchet to real", l1="L1 to teacher", psnr="PSNR dB", ssim="SSIM", nats_per_dim="H(T~\\|S) ≤, nats/dim")
 
-# %% ../nbs/80_bench.ipynb #99c35449
+# %% ../nbs/80_bench.ipynb #e97308fd
 def _spread(x, digits=3):
     "mean ± standard deviation, as text"
     m = statistics.mean(x)
@@ -130,7 +131,7 @@ def cost_table(
         rows.append(f"| {name} | {_spread([r['seconds'] for r in rs], 1)} | {get(lambda x: x['vem/gap'])} | {get(lambda x: x['vem/drift'])} | {get(lambda x: x['vem/move']/x['vem/noise_std'])} | {get(lambda x: x.get('vem/share', math.nan))} |")
     return "\n".join(rows)
 
-# %% ../nbs/80_bench.ipynb #8737ff4e
+# %% ../nbs/80_bench.ipynb #d6265dcc
 def verdicts(
     records:list, # of `demo_run`
 ) -> list: # of sentences
@@ -150,7 +151,7 @@ def verdicts(
         res.append(f"`{with_[0]['methods']}` minus `{without[0]['methods']}`: " + "; ".join(parts) + ".")
     return res
 
-# %% ../nbs/80_bench.ipynb #740214bf
+# %% ../nbs/80_bench.ipynb #4f05ee32
 def plot_curves(
     records:list, # of `demo_run`
 ):
@@ -172,7 +173,7 @@ def plot_curves(
     axes[0].set_yscale("log")
     return fig
 
-# %% ../nbs/80_bench.ipynb #1e3896e8
+# %% ../nbs/80_bench.ipynb #821022d8
 def _write(path, text):
     "Write a text file so that an interruption leaves the old one or the new one, never half of it."
     part = path.with_name(path.name + ".part"); part.write_text(text, encoding="utf-8"); os.replace(part, path)
@@ -230,13 +231,13 @@ Measured on: {machine}.
     if records: fig = plot_curves(records); fig.savefig(out/"curves.png", dpi=90); plt.close(fig)
     return tables + "\n\n" + said
 
-# %% ../nbs/80_bench.ipynb #91ef800c
+# %% ../nbs/80_bench.ipynb #fdd5bf10
 DEMO_METHODS = ("l1", "vid", "l1 + vem", "l1 + adversarial", "l1 + adversarial + vem")
 
-# %% ../nbs/80_bench.ipynb #f1e72353
+# %% ../nbs/80_bench.ipynb #0867dbf1
 def demo(
     seeds:int=3, # runs a method, with seeds 0, 1, ...
-    steps:int=350, # student steps a run
+    steps:int=300, # student steps a run
     width:int=8, # channels of the student; the teacher has 64
     methods:tuple=DEMO_METHODS, # formulas
     out="vemi_demo_report", # folder of the report
@@ -272,7 +273,7 @@ def demo(
     finally: print(report())
     return json.loads((out/"report.json").read_text())
 
-# %% ../nbs/80_bench.ipynb #d5859b50
+# %% ../nbs/80_bench.ipynb #72303ba1
 def vemi_demo(
     argv:list|None=None, # arguments; None: those of the command line
 ) -> int: # 0, or 130 after Ctrl-C
@@ -280,7 +281,7 @@ def vemi_demo(
     p = argparse.ArgumentParser("vemi_demo", description="Distil a digits GAN into a student with a fraction of its cost, by several methods, and write a report.",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--seeds", type=int, default=3, help="runs a method")
-    p.add_argument("--steps", type=int, default=350, help="student steps a run")
+    p.add_argument("--steps", type=int, default=300, help="student steps a run")
     p.add_argument("--width", type=int, default=8, help="channels of the student (teacher: 64)")
     p.add_argument("--methods", default=",".join(m.replace(" ","") for m in DEMO_METHODS), help="formulas, separated by commas")
     p.add_argument("--out", default="vemi_demo_report", help="folder of the report")

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ChainStats', 'langevin', 'plot_chain', 'plot_energies']
 
-# %% ../nbs/03_chains.ipynb #9754b3ec
+# %% ../nbs/03_chains.ipynb #d1906250
 import math
 from dataclasses import dataclass, field
 import torch
 from .core import frozen, check_finite
 
-# %% ../nbs/03_chains.ipynb #502c51da
+# %% ../nbs/03_chains.ipynb #e84c9cec
 @dataclass
 class ChainStats:
     "What a chain did: `energies` (n_steps+1, b) along the way, `move` (n_steps,) mean |step_size * grad| a pixel, `drift` (b,) mean |end - start| a pixel, `clamped` share of pixels cut at the end."
@@ -43,7 +43,7 @@ class ChainStats:
         axes[1].set(xlabel="step", ylabel="per pixel"); axes[1].legend()
         return axes
 
-# %% ../nbs/03_chains.ipynb #4f49b092
+# %% ../nbs/03_chains.ipynb #f5dc61e9
 def langevin(
     energy, # energy(t, s) -> (b,): a module or any function
     s:torch.Tensor, # condition, (b, c', h, w)
@@ -77,7 +77,7 @@ def langevin(
                        (end != t_hat).float().mean().item(), frames if keep_frames else [])
     return end, stats
 
-# %% ../nbs/03_chains.ipynb #d0fda0f3
+# %% ../nbs/03_chains.ipynb #9e3cb126
 def plot_chain(
     stats:ChainStats, # of a chain run with keep_frames=True
     t:torch.Tensor|None=None, # the true t, put last
@@ -91,7 +91,7 @@ def plot_chain(
     x = torch.stack([f[:n] for f in strip], 1)
     return show_images(x.flatten(0,1), n_cols=len(strip), scale=.8, title="s  →  chain" + ("  →  t" if t is not None else ""))
 
-# %% ../nbs/03_chains.ipynb #848d51a9
+# %% ../nbs/03_chains.ipynb #5e24746b
 def plot_energies(
     e_pos:torch.Tensor, # energies of real pairs (b,)
     e_neg:torch.Tensor, # energies at the end of chains (b,)

@@ -7,7 +7,7 @@ __all__ = ['generator', 'set_seed', 'fork', 'default_device', 'check_images', 'c
            'save_nets', 'read_config', 'load_nets', 'frozen', 'process_index', 'sync_buffers', 'sync_grads',
            'image_grid', 'show_images', 'explore']
 
-# %% ../nbs/00_core.ipynb #9e12227b
+# %% ../nbs/00_core.ipynb #bc8f229e
 import functools, importlib, json, random
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-# %% ../nbs/00_core.ipynb #1b3fc09b
+# %% ../nbs/00_core.ipynb #208244d1
 def generator(
     seed:int, # any integer
     device:str|torch.device="cpu", # where the numbers are wanted
@@ -25,7 +25,7 @@ def generator(
     "A `torch.Generator` on `device`, seeded with `seed`."
     return torch.Generator(device=device).manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #2a66a185
+# %% ../nbs/00_core.ipynb #f8608344
 def set_seed(
     seed:int, # one seed for the whole run
     device:str|torch.device="cpu", # device of the returned generator
@@ -34,7 +34,7 @@ def set_seed(
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     return generator(seed, device)
 
-# %% ../nbs/00_core.ipynb #67f34b21
+# %% ../nbs/00_core.ipynb #102d91ec
 def fork(
     g:torch.Generator, # the parent; it advances by one draw
     n:int, # how many children
@@ -42,7 +42,7 @@ def fork(
     "`n` generators on the device of `g`, each seeded by a number drawn from `g`."
     return [generator(int(s), g.device) for s in torch.randint(2**62, (n,), generator=g, device=g.device)]
 
-# %% ../nbs/00_core.ipynb #fd1ebf28
+# %% ../nbs/00_core.ipynb #1d695102
 def default_device(
     device:str|torch.device|None=None, # wanted device; None takes the best there is
 ) -> torch.device:
@@ -54,7 +54,7 @@ def default_device(
     if not there(): raise RuntimeError(f"device {str(device)!r} was asked for, but this torch ({torch.__version__}) sees none; use device='cpu'")
     return device
 
-# %% ../nbs/00_core.ipynb #27ac0108
+# %% ../nbs/00_core.ipynb #78b6cb30
 def check_images(
     x:torch.Tensor, # (b, c, h, w)
     name:str="images", # how the message calls them
@@ -78,7 +78,7 @@ def check_images(
             raise ValueError(f"{name}: expected values in {list(value_range)}, got [{lo:.3g}, {hi:.3g}]; rescale 0..1 pictures with 2*x - 1")
     return x
 
-# %% ../nbs/00_core.ipynb #e8a25ce4
+# %% ../nbs/00_core.ipynb #15dcb5fe
 def check_finite(
     x:torch.Tensor, # any shape
     name:str="values", # how the message calls them
@@ -89,7 +89,7 @@ def check_finite(
     if n: raise FloatingPointError(f"{name}: {n} of {x.numel()} values are not finite. {hint}".rstrip())
     return x
 
-# %% ../nbs/00_core.ipynb #7da7a664
+# %% ../nbs/00_core.ipynb #e301c2dd
 def require(
     module:str, # what to import, e.g. "sklearn.datasets"
     extra:str, # the extra that brings it: demo, explore or dev
@@ -99,7 +99,7 @@ def require(
     except ModuleNotFoundError as e:
         raise ImportError(f"{module!r} is needed here and not installed; install it with: pip install 'vemi_kit[{extra}]'") from e
 
-# %% ../nbs/00_core.ipynb #4756327c
+# %% ../nbs/00_core.ipynb #22995ac0
 def weights_path(
     name:str, # stem of a file in `vemi_kit/weights`
 ) -> Path:
@@ -110,7 +110,7 @@ def weights_path(
         raise FileNotFoundError(f"no weights {name!r} in the package; there are: {sorted(p.stem for p in folder.glob('*.safetensors'))}")
     return path
 
-# %% ../nbs/00_core.ipynb #d2c3eb40
+# %% ../nbs/00_core.ipynb #1faaadb6
 def save_nets(
     path:str|Path, # file to write (.safetensors); its folder is made
     half:bool=False, # store floats in 16 bits, which halves the file
@@ -123,7 +123,7 @@ def save_nets(
     save_file(state, path, metadata={n: json.dumps(getattr(net, "config", {})) for n,net in nets.items()})
     return path
 
-# %% ../nbs/00_core.ipynb #6069c215
+# %% ../nbs/00_core.ipynb #dd1ef3bf
 def read_config(
     path:str|Path, # file written by `save_nets`
     name:str, # which network of the file
@@ -131,7 +131,7 @@ def read_config(
     "The `config` stored beside network `name`."
     with safe_open(path, "pt") as f: return json.loads((f.metadata() or {}).get(name, "{}"))
 
-# %% ../nbs/00_core.ipynb #029beffe
+# %% ../nbs/00_core.ipynb #3c4ea250
 def load_nets(
     path:str|Path, # file written by `save_nets`
     **nets:nn.Module, # networks to fill, under the names they were saved with
@@ -148,7 +148,7 @@ def load_nets(
             raise ValueError(f"{path} does not fit network {name!r}. Missing: {missing[:5]}; unknown: {unknown[:5]}; other shape: {shapes[:5]}")
         net.load_state_dict(own)
 
-# %% ../nbs/00_core.ipynb #4598b0a0
+# %% ../nbs/00_core.ipynb #b607dc2a
 @contextmanager
 def frozen(
     *nets, # modules; anything else passes untouched, so a plain function may stand in for a network
@@ -165,7 +165,7 @@ def frozen(
         for m,t in zip(mods, was[0]): m.training = t
         for p,r in zip(pars, was[1]): p.requires_grad_(r)
 
-# %% ../nbs/00_core.ipynb #ac1575e3
+# %% ../nbs/00_core.ipynb #429f2645
 def process_index() -> int:
     "Number of this process among those of the run; 0 in a single process."
     return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
@@ -188,7 +188,7 @@ def sync_grads(
     torch.distributed.all_reduce(flat); flat /= torch.distributed.get_world_size()
     for g,f in zip(grads, flat.split([g.numel() for g in grads])): g.copy_(f.view_as(g))
 
-# %% ../nbs/00_core.ipynb #18bcc950
+# %% ../nbs/00_core.ipynb #c4d3e2d6
 def image_grid(
     x:torch.Tensor, # (n, c, h, w) in [-1, 1], c = 1 or 3
     n_cols:int=8, # pictures a row
@@ -203,7 +203,7 @@ def image_grid(
     g = rearrange(x, "(r k) c h w -> (r h) (k w) c", k=n_cols)
     return g[:g.shape[0]-pad, :g.shape[1]-pad].numpy()
 
-# %% ../nbs/00_core.ipynb #803236aa
+# %% ../nbs/00_core.ipynb #61247d1d
 def show_images(
     x, # a batch (n, c, h, w) in [-1, 1], or a dict of them: one labelled row each
     n_cols:int=8, # pictures a row
@@ -228,7 +228,7 @@ def show_images(
         ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/00_core.ipynb #bb3a2dd1
+# %% ../nbs/00_core.ipynb #22b70ec8
 def explore(
     draw, # a drawing function; what it returns is not shown
     **controls, # its arguments, as for `ipywidgets.interact`: (lowest, highest), (lowest, highest, step), a list of choices, or a widget

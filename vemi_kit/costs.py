@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['count_params', 'count_macs', 'Latency', 'latency', 'CostReport']
 
-# %% ../nbs/07_costs.ipynb #1cd251d0
+# %% ../nbs/07_costs.ipynb #bdc25f93
 import math
 from dataclasses import dataclass, asdict
 import torch
@@ -14,14 +14,14 @@ from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 from .core import frozen
 
-# %% ../nbs/07_costs.ipynb #3e1a340b
+# %% ../nbs/07_costs.ipynb #b6e89fae
 def count_params(
     net:nn.Module, # any module
 ) -> int:
     "Number of learned parameters, biases included."
     return sum(p.numel() for p in net.parameters())
 
-# %% ../nbs/07_costs.ipynb #a1474c06
+# %% ../nbs/07_costs.ipynb #85557420
 def _conv_flops(convention):
     def flops(x, w, bias, stride, padding, dilation, transposed, *args, out_shape=None, **kw):
         where = out_shape if (not transposed or convention == "output") else x
@@ -48,7 +48,7 @@ def count_macs(
     names = {type(net).__name__+("."+n if n else ""): n for n,_ in net.named_modules()}
     return {names[k]: sum(v.values())//2 for k,v in counter.get_flop_counts().items() if k in names}
 
-# %% ../nbs/07_costs.ipynb #6142fb81
+# %% ../nbs/07_costs.ipynb #8424d052
 @dataclass(frozen=True)
 class Latency:
     "Median time of a forward pass, interquartile range (both in ms), batch size, threads, number of runs."
@@ -59,7 +59,7 @@ class Latency:
     n:int
     def __str__(self): return f"{self.ms:.3g} ms (iqr {self.iqr_ms:.2g}, batch {self.batch}, {self.threads} threads, {self.n} runs)"
 
-# %% ../nbs/07_costs.ipynb #c31c935d
+# %% ../nbs/07_costs.ipynb #eaea713a
 def latency(
     net:nn.Module, # any module
     *inputs:torch.Tensor, # example batch, on the device of `net`
@@ -72,7 +72,7 @@ def latency(
         m = benchmark.Timer("net(*inputs)", globals=dict(net=net, inputs=inputs), num_threads=threads).blocked_autorange(min_run_time=seconds)
     return Latency(m.median*1e3, m.iqr*1e3, len(inputs[0]), threads, len(m.raw_times)*m.number_per_run)
 
-# %% ../nbs/07_costs.ipynb #3278e5fa
+# %% ../nbs/07_costs.ipynb #bbf40148
 class CostReport:
     "Parameters, MACs a sample and latency of a teacher and its student, side by side."
     def __init__(self,

@@ -7,17 +7,17 @@ __all__ = ['PHOTOS', 'IMAGE_SUFFIXES', 'resize', 'digits', 'faces', 'photo', 'ph
            'GaussianFieldPairs', 'image_files', 'load_image', 'ImageFolder', 'PairedFolder', 'Latents', 'Batches',
            'Stream']
 
-# %% ../nbs/01_data.ipynb #c0ff2fc7
+# %% ../nbs/01_data.ipynb #78298305
 import math
 from pathlib import Path
 import numpy as np, torch
-from fastcore.all import store_attr, patch, L
+from fastcore.all import store_attr, patch
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from .core import generator, require, check_images
 
-# %% ../nbs/01_data.ipynb #21f43ae4
+# %% ../nbs/01_data.ipynb #56fb5436
 def resize(
     x:torch.Tensor, # (n, c, h, w)
     size:int|tuple, # wanted side, or (h, w)
@@ -27,7 +27,7 @@ def resize(
     if tuple(x.shape[2:]) == size: return x
     return nn.functional.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
-# %% ../nbs/01_data.ipynb #cb9a2e9c
+# %% ../nbs/01_data.ipynb #eed86da3
 def _split(n, split, test_share=.2):
     "Indices of a fixed random split of `n` items."
     order, n_test = torch.randperm(n, generator=generator(0)), round(n*test_share)
@@ -35,7 +35,7 @@ def _split(n, split, test_share=.2):
     if split not in parts: raise ValueError(f"split: expected one of {list(parts)}, got {split!r}")
     return parts[split]
 
-# %% ../nbs/01_data.ipynb #47d1ee33
+# %% ../nbs/01_data.ipynb #bd2b6c04
 def digits(
     size:int=16, # side in pixels; the originals are 8x8
     split:str="train", # "train" (1,438), "test" (359) or "all" (1,797)
@@ -46,7 +46,7 @@ def digits(
     i = _split(len(x), split)
     return resize(x, size)[i], torch.tensor(d.target)[i]
 
-# %% ../nbs/01_data.ipynb #8cf07d23
+# %% ../nbs/01_data.ipynb #4e919eeb
 def faces(
     size:int=32, # side in pixels; the originals are 25x25
     split:str="train", # "train", "test" (a fifth) or "all"
@@ -58,11 +58,11 @@ def faces(
     i = _split(100, split)                                    # each kind is split by itself, so that a face's part never changes
     return resize(x, size)[i if faces_only else torch.cat([i, i+100])]
 
-# %% ../nbs/01_data.ipynb #4de890b8
+# %% ../nbs/01_data.ipynb #84039047
 PHOTOS = dict(train=["astronaut", "coffee", "flower", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "stereo_motorcycle"],
               test=["chelsea", "china"])
 
-# %% ../nbs/01_data.ipynb #487ce3ec
+# %% ../nbs/01_data.ipynb #7ad7e60d
 def photo(
     name:str, # one of `PHOTOS`
 ) -> torch.Tensor: # (3, h, w) in [-1, 1]
@@ -73,7 +73,7 @@ def photo(
     if isinstance(x, tuple): x = x[0]   # a stereo pair: the left picture
     return torch.tensor(np.array(x)).permute(2,0,1).float()/127.5 - 1
 
-# %% ../nbs/01_data.ipynb #80dc28d3
+# %% ../nbs/01_data.ipynb #3ced7444
 def photo_crops(
     size:int=64, # side of a crop
     n:int=1024, # how many
@@ -94,7 +94,7 @@ def photo_crops(
             res.append(p[:, i:i+size, j:j+size])
     return torch.stack(res)[torch.randperm(n, generator=g)]
 
-# %% ../nbs/01_data.ipynb #ba803c94
+# %% ../nbs/01_data.ipynb #1649d643
 def field_spectrum(
     n:int, # side of the torus in pixels
     ell:float, # correlation length in pixels; 0 is white
@@ -106,7 +106,7 @@ def field_spectrum(
     p = torch.exp(-.5*(2*math.pi*ell/n)**2 * (k[:,None]**2 + k[None]**2)) + floor
     return var*p/p.mean()
 
-# %% ../nbs/01_data.ipynb #46e4767a
+# %% ../nbs/01_data.ipynb #438665f8
 class GaussianFieldPairs:
     """Pairs `t = s + noise` of stationary Gaussian fields on an `n`x`n` torus, with mutual information and entropies known in closed form (nats).
 
@@ -138,7 +138,7 @@ class GaussianFieldPairs:
 
     def __repr__(self): return f"GaussianFieldPairs({self.n}x{self.n}, ell_s={self.ell_s}, ell_noise={self.ell_noise}, mi={self.mi:.2f} nats)"
 
-# %% ../nbs/01_data.ipynb #ec8ae5e3
+# %% ../nbs/01_data.ipynb #273e7168
 @patch(as_prop=True)
 def mi(self:GaussianFieldPairs):
     "Mutual information `I(T;S)` in nats."
@@ -154,11 +154,11 @@ def noise_tc(self:GaussianFieldPairs):
     "Total correlation of the noise in nats: what a q(t|s) that treats pixels as independent must lose."
     return .5*(self.d*math.log(self.var_noise) - torch.log(self.p_noise).sum().item())
 
-# %% ../nbs/01_data.ipynb #8c854e37
+# %% ../nbs/01_data.ipynb #fd6cc311
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB"}
 
-# %% ../nbs/01_data.ipynb #ce6bb71f
+# %% ../nbs/01_data.ipynb #e07b546d
 def image_files(
     folder:str|Path, # where to look
     recursive:bool=True, # look into subfolders
@@ -170,7 +170,7 @@ def image_files(
     if not files: raise FileNotFoundError(f"folder {str(folder)!r} holds no image; looked for {', '.join(IMAGE_SUFFIXES)}")
     return files
 
-# %% ../nbs/01_data.ipynb #d7a84a67
+# %% ../nbs/01_data.ipynb #be280627
 def load_image(
     path:str|Path, # an image file
     channels:int=3, # 1 (grey) or 3 (colour)
@@ -189,7 +189,7 @@ def load_image(
         im = im.convert(_MODES[channels])
     return torch.tensor(np.array(im, dtype=np.float32)).reshape(im.height, im.width, channels).permute(2,0,1)/127.5 - 1
 
-# %% ../nbs/01_data.ipynb #e012e2d6
+# %% ../nbs/01_data.ipynb #961b239d
 def _fit(x, size):
     "Scale the short side to `size` and crop the centre."
     h, w = x.shape[1:]
@@ -197,7 +197,7 @@ def _fit(x, size):
     i, j = (x.shape[1]-size)//2, (x.shape[2]-size)//2
     return x[:, i:i+size, j:j+size]
 
-# %% ../nbs/01_data.ipynb #6f2765c4
+# %% ../nbs/01_data.ipynb #273e23f9
 class ImageFolder(Dataset):
     "A folder of pictures as a dataset of tensors `(channels, h, w)` in [-1, 1]; every file is decoded once at the start so that a bad one stops the run early."
     def __init__(self,
@@ -221,7 +221,7 @@ class ImageFolder(Dataset):
         x = load_image(self.files[i], self.channels, self.convert)
         return x if self.size is None else _fit(x, self.size)
 
-# %% ../nbs/01_data.ipynb #bad2e2bd
+# %% ../nbs/01_data.ipynb #a6db29f3
 class PairedFolder(Dataset):
     "Pairs `(input, target)` of tensors `(channels, h, w)` in [-1, 1]: side by side in one file, or in two folders under equal names."
     def __init__(self,
@@ -259,7 +259,7 @@ class PairedFolder(Dataset):
         x, y = self._halves(i)
         return (x, y) if self.size is None else (_fit(x, self.size), _fit(y, self.size))
 
-# %% ../nbs/01_data.ipynb #1f46bf3f
+# %% ../nbs/01_data.ipynb #720e902d
 def _draw_seed(seed, i): return (seed+1)*1_000_003_000 + i      # far from the small seeds that people choose for held-out data
 
 class Latents:
@@ -271,7 +271,7 @@ class Latents:
     ): store_attr(); self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
     def batch(self, i:int): return torch.randn(self.batch_size, *self.shape, generator=generator(_draw_seed(self.seed, i)))
 
-# %% ../nbs/01_data.ipynb #5bf71dff
+# %% ../nbs/01_data.ipynb #ed5ea459
 class Batches:
     "Endless shuffled batches of a tensor or of a dataset; batch `i` depends on `seed` and `i` only. Each epoch is a fresh permutation; the last, incomplete batch of an epoch is dropped."
     def __init__(self,
@@ -292,7 +292,7 @@ class Batches:
         if isinstance(self.items, tuple): return tuple(o[idx] for o in self.items)
         return torch.utils.data.default_collate([self.items[int(j)] for j in idx])
 
-# %% ../nbs/01_data.ipynb #866401d6
+# %% ../nbs/01_data.ipynb #5ecdab1e
 class Stream:
     "An iterable of batches, such as a `DataLoader`, as endless rounds with `batch(i)`; shuffling by torch's global generator is repeatable."
     def __init__(self,

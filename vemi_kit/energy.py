@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SpectralNorm', 'spectral', 'EnergyBlock', 'EnergyNet', 'energy_line', 'plot_energy_line', 'energy_slice']
 
-# %% ../nbs/02_energy.ipynb #85d6d804
+# %% ../nbs/02_energy.ipynb #0be1b4bb
 import math
 from fastcore.all import store_attr
 import torch, torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from .core import frozen
 
-# %% ../nbs/02_energy.ipynb #08b11476
+# %% ../nbs/02_energy.ipynb #deaaf502
 class SpectralNorm(nn.Module):
     "Parametrization of a weight by its spectral norm: `w/sigma`, or `w/(sigma+1e-6)*min(sigma,1)` if `lower_bounded`. One power iteration per call in training mode."
     def __init__(self,
@@ -38,7 +38,7 @@ class SpectralNorm(nn.Module):
         sigma = self.u.clone() @ (m @ self.v.clone())
         return weight/(sigma + 1e-6)*sigma.clamp(max=1) if self.lower_bounded else weight/sigma
 
-# %% ../nbs/02_energy.ipynb #4c3e8654
+# %% ../nbs/02_energy.ipynb #808385e4
 def spectral(
     layer:nn.Module, # convolution or linear layer
     std:float=1., # its weights start as N(0, std²), its biases at 0
@@ -49,7 +49,7 @@ def spectral(
     parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight, lower_bounded), unsafe=True)
     return layer
 
-# %% ../nbs/02_energy.ipynb #7ce8f572
+# %% ../nbs/02_energy.ipynb #83507fe8
 class EnergyBlock(nn.Module):
     "Residual block of the energy network: widths `c_in -> c_out`, side halved."
     def __init__(self,
@@ -64,7 +64,7 @@ class EnergyBlock(nn.Module):
         h = self.shortcut(x) + self.conv2(F.leaky_relu(self.conv1(x), .01))
         return F.leaky_relu(F.avg_pool2d(h, 2), .01)
 
-# %% ../nbs/02_energy.ipynb #c4d72476
+# %% ../nbs/02_energy.ipynb #fbe7a675
 class EnergyNet(nn.Module):
     """Energy of a pair of pictures, `(t, s) -> (b,)`, unitless (nats up to the temperature of the chain that samples it).
 
@@ -102,7 +102,7 @@ class EnergyNet(nn.Module):
             x = self.blocks(F.leaky_relu(self.conv(x), .01))
             return self.linear(F.relu(x).mean((2,3)))[:,0]
 
-# %% ../nbs/02_energy.ipynb #7c8f97ec
+# %% ../nbs/02_energy.ipynb #6d6cd730
 @torch.no_grad()
 def energy_line(
     energy, # energy(t, s) -> (b,)
@@ -115,7 +115,7 @@ def energy_line(
     a = torch.linspace(-beyond, 1+beyond, n)
     with frozen(energy): return a, torch.stack([energy(s + float(k)*(t-s), s) for k in a]).cpu()
 
-# %% ../nbs/02_energy.ipynb #d07693c5
+# %% ../nbs/02_energy.ipynb #9814f151
 def plot_energy_line(
     a:torch.Tensor, # positions (n,)
     energies:torch.Tensor, # (n, b)
@@ -130,7 +130,7 @@ def plot_energy_line(
     ax.set(xlabel="position on the line from s to t", ylabel="energy E(·, s)")
     return ax
 
-# %% ../nbs/02_energy.ipynb #03d9b533
+# %% ../nbs/02_energy.ipynb #b44d0b08
 @torch.no_grad()
 def energy_slice(
     energy, # energy(t, s) -> (b,)

@@ -6,12 +6,12 @@
 __all__ = ['RAMPS', 'WHOLE', 'Schedule', 'as_schedule', 'constant', 'linear', 'cosine', 'exponential', 'warmup', 'phases',
            'alternate', 'Plan', 'plot_schedules', 'student_plan', 'draw_plan', 'schedule_designer']
 
-# %% ../nbs/06_schedules.ipynb #0dbaf414
+# %% ../nbs/06_schedules.ipynb #9a638550
 import math
 from fastcore.all import store_attr
 from .core import explore, require
 
-# %% ../nbs/06_schedules.ipynb #50b3aa59
+# %% ../nbs/06_schedules.ipynb #b0ce6f48
 class Schedule:
     "A number as a function of the step. Lasts `n_steps` (None: for ever), then holds its last value."
     def __init__(self,
@@ -45,7 +45,7 @@ class Schedule:
 
     def __repr__(self): return f"Schedule({self.name}, n_steps={self.n_steps})"
 
-# %% ../nbs/06_schedules.ipynb #d399caca
+# %% ../nbs/06_schedules.ipynb #e35826cc
 def as_schedule(
     x, # a Schedule, a number, or any function of the step
 ) -> Schedule:
@@ -55,7 +55,7 @@ def as_schedule(
     if isinstance(x, (int,float)): return Schedule(lambda i: x, name=f"{x:g}")
     raise TypeError(f"expected a Schedule, a number or a function of the step, got {type(x).__name__}")
 
-# %% ../nbs/06_schedules.ipynb #339ca392
+# %% ../nbs/06_schedules.ipynb #2e6b5ed2
 def constant(
     value:float, # held
     n_steps:int|None=None, # how long; None for ever
@@ -94,7 +94,7 @@ def exponential(
 
 RAMPS = dict(constant=lambda a,b,n: constant(b,n), linear=linear, cosine=cosine, exponential=exponential)
 
-# %% ../nbs/06_schedules.ipynb #a1fb9a49
+# %% ../nbs/06_schedules.ipynb #296621d3
 def warmup(
     n_steps:int, # how long to hold `before`
     schedule, # what follows: a Schedule or a number
@@ -116,7 +116,7 @@ def phases(
     for p in parts[1:]: s = s.then(p)
     return s
 
-# %% ../nbs/06_schedules.ipynb #772479ea
+# %% ../nbs/06_schedules.ipynb #b16e7ceb
 def alternate(
     n_energy:int=1, # energy updates ...
     n_student:int=1, # ... in each group of this many student steps, spread evenly
@@ -130,10 +130,10 @@ def alternate(
     upto = lambda i: -(-i*n_energy//n_student)
     return Schedule(lambda i: upto(i+1)-upto(i), None, f"alternate {n_energy}:{n_student}")
 
-# %% ../nbs/06_schedules.ipynb #5e36a2bd
+# %% ../nbs/06_schedules.ipynb #432c4da1
 WHOLE = (".n_steps", ".energy_steps")
 
-# %% ../nbs/06_schedules.ipynb #92dab4cc
+# %% ../nbs/06_schedules.ipynb #3bb15652
 class Plan:
     "Schedules by knob: `Plan({'vem.lambda_mi': warmup(100, .1)})`. `plan(step)` gives all values of a step, `plan.apply(step, vem=...)` sets them."
     def __init__(self,
@@ -160,7 +160,7 @@ class Plan:
             setattr(owners[owner], name, v)
         return values
 
-# %% ../nbs/06_schedules.ipynb #afd39ff0
+# %% ../nbs/06_schedules.ipynb #1563b4d9
 def plot_schedules(
     plan, # a Plan, a Schedule, or a dict of schedules
     n_steps:int|None=None, # how far to draw; None: a little past the longest end
@@ -180,7 +180,7 @@ def plot_schedules(
         ax.set(title=k, xlabel="student step"); ax.title.set_fontsize(9)
     return fig
 
-# %% ../nbs/06_schedules.ipynb #45046fd2
+# %% ../nbs/06_schedules.ipynb #5e745670
 def student_plan(
     n_steps:int=1000, # length of the run
     lambda_mi:float=.1, # final weight of the MI term
@@ -203,7 +203,7 @@ def student_plan(
                  "vem.n_steps": linear(*chain, n_steps), "vem.step_size": exponential(*step_size, n_steps), "vem.lr": exponential(*energy_lr, n_steps),
                  "vem.energy_steps": warmup(n_warm, energy_steps, before=energy_steps_warm), "student.lr": cosine(*lr, n_steps)})
 
-# %% ../nbs/06_schedules.ipynb #f344e8ea
+# %% ../nbs/06_schedules.ipynb #533782f6
 def draw_plan(n_steps=1000, lambda_mi=.1, warm=.2, ramp="cosine", ramp_share=.3, chain_start=10, chain_end=10, step_start=100., step_end=100., energy_steps=1, energy_steps_warm=1, lr_start=2e-3, lr_end=2e-4):
     "Draw `student_plan` for these numbers and print the call; returns the figure."
     args = dict(n_steps=n_steps, lambda_mi=lambda_mi, warm=warm, ramp=ramp, ramp_share=ramp_share, chain=(chain_start,chain_end), step_size=(step_start,step_end),

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['with_width', 'shrink']
 
-# %% ../nbs/20_students.ipynb #50a13241
+# %% ../nbs/20_students.ipynb #efc10aa2
 import math
 import torch
 from torch import nn
 from .costs import count_macs, count_params
 
-# %% ../nbs/20_students.ipynb #b6b18cdb
+# %% ../nbs/20_students.ipynb #df17d0c5
 def with_width(
     teacher:nn.Module, # a network with `config` (constructor arguments, `width` among them)
     width:int, # channels of the new one
@@ -22,7 +22,7 @@ def with_width(
     if width < 1: raise ValueError(f"width >= 1 expected, got {width}")
     return type(teacher)(**{**config, "width": width})
 
-# %% ../nbs/20_students.ipynb #20c4e229
+# %% ../nbs/20_students.ipynb #8d930684
 def shrink(
     teacher:nn.Module, # a network of the zoo
     width:int|None=None, # the student's width ...

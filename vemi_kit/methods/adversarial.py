@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Adversarial']
 
-# %% ../../nbs/34_methods.adversarial.ipynb #29d292e5
+# %% ../../nbs/34_methods.adversarial.ipynb #0ae1dae5
 import copy
 from contextlib import nullcontext
 import torch
@@ -14,7 +14,7 @@ from ..core import frozen, sync_grads
 from .base import Method
 from ..zoo.dcgan import hinge_d, hinge_g
 
-# %% ../../nbs/34_methods.adversarial.ipynb #bc5fceee
+# %% ../../nbs/34_methods.adversarial.ipynb #10e87399
 class Adversarial(Method):
     "Hinge GAN term: a copy of `discriminator` learns to tell real pictures from the student's; the student learns to pass. Real are the teacher's pictures, or `batch[1]` of a paired task."
     name = "adversarial"

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Method', 'Objective', 'parse_methods']
 
-# %% ../../nbs/30_methods.base.ipynb #130bbf15
+# %% ../../nbs/30_methods.base.ipynb #4aeb9cb8
 import math, re
 import torch
 from torch import nn
 from ..vem import gradient_share
 
-# %% ../../nbs/30_methods.base.ipynb #1645a1de
+# %% ../../nbs/30_methods.base.ipynb #a7043f45
 class Method(nn.Module):
     "A distillation method: `prepare(teacher, student, batch, t, s)` once, then `loss(batch, t, s, features) -> (scalar, figures)` for each batch. Subclasses register under their `name`."
     name, registry = "", {}
@@ -62,7 +62,7 @@ class Method(nn.Module):
         "The object whose attributes a `Plan` sets under this method's name."
         return self
 
-# %% ../../nbs/30_methods.base.ipynb #6f99b9d4
+# %% ../../nbs/30_methods.base.ipynb #8c7c9655
 class Objective(nn.Module):
     "The weighted sum of methods; keys of the figures are `name` (a method's loss), `name/figure`, `name/share` and `loss` (the sum)."
     def __init__(self,
@@ -103,7 +103,7 @@ class Objective(nn.Module):
                 if math.isfinite(share): figures[f"{name}/share"] = share      # without one while the others pull nothing
         return total, {"loss": total.item(), **figures}
 
-# %% ../../nbs/30_methods.base.ipynb #da448e45
+# %% ../../nbs/30_methods.base.ipynb #10c058a2
 def parse_methods(
     formula:str, # e.g. "l1 + 0.1*vem + vid"
     **kw, # arguments by method name

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['L1', 'L2']
 
-# %% ../../nbs/31_methods.l1.ipynb #671bce22
+# %% ../../nbs/31_methods.l1.ipynb #0be11d4f
 from .base import Method
 
-# %% ../../nbs/31_methods.l1.ipynb #d7a9a6ae
+# %% ../../nbs/31_methods.l1.ipynb #691c6ef8
 class L1(Method):
     "Mean absolute difference to the teacher's picture."
     name = "l1"

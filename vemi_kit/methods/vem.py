@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['VEMethod']
 
-# %% ../../nbs/33_methods.vem.ipynb #fe3a1344
+# %% ../../nbs/33_methods.vem.ipynb #83532fd0
 from .base import Method
 from ..vem import VEM
 
-# %% ../../nbs/33_methods.vem.ipynb #477a64e5
+# %% ../../nbs/33_methods.vem.ipynb #a9562336
 class VEMethod(Method):
     "Mutual-information term with an energy-based q (arXiv 2303.16050) as a `Method`; already multiplied by `lambda_mi`. Positive samples are the teacher's pictures, or the ground truth `batch[1]` of a paired task."
     name = "vem"

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['VID']
 
-# %% ../../nbs/32_methods.vid.ipynb #b95148fe
+# %% ../../nbs/32_methods.vid.ipynb #7316a3a8
 import math
 import torch
 from torch import nn
 from .base import Method
 from ..bounds import GaussianBase
 
-# %% ../../nbs/32_methods.vid.ipynb #716babe3
+# %% ../../nbs/32_methods.vid.ipynb #9d5ffa24
 class VID(Method):
     "Negative log-density of the teacher's picture under `N(s, sigma_c²)`, nats a dimension; the variances train with the student's optimiser."
     name = "vid"
