@@ -6,7 +6,7 @@
 __all__ = ['DigitClassifier', 'train_digit_classifier', 'accuracy', 'digit_classifier', 'weights_hash', 'Protocol',
            'FrechetDistance', 'fidelity']
 
-# %% ../nbs/08_metrics.ipynb #79ef39fd
+# %% ../nbs/08_metrics.ipynb #bc3a98d5
 import hashlib, json
 from dataclasses import dataclass, asdict
 import torch, torch.nn.functional as F
@@ -17,7 +17,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from .core import set_seed, frozen, save_nets, load_nets, read_config, weights_path, check_images
 from .data import digits, Batches, resize
 
-# %% ../nbs/08_metrics.ipynb #910489c2
+# %% ../nbs/08_metrics.ipynb #f256cacd
 class DigitClassifier(nn.Module):
     "Small convolutional classifier of digits `(b, 1, h, w)` in [-1, 1]; `features` gives the (b, n_features) activations before the last layer."
     def __init__(self,
@@ -36,7 +36,7 @@ class DigitClassifier(nn.Module):
         return self.body(resize(x, self.size))
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/08_metrics.ipynb #2ecd865e
+# %% ../nbs/08_metrics.ipynb #2fe448d1
 def train_digit_classifier(
     n_epochs:int=40, # passes over the training split
     seed:int=0, # initialisation, order, shifts
@@ -59,7 +59,7 @@ def train_digit_classifier(
         opt.zero_grad(); loss.backward(); opt.step(); sched.step()
     return net.eval()
 
-# %% ../nbs/08_metrics.ipynb #e03b8509
+# %% ../nbs/08_metrics.ipynb #dd4403fc
 @torch.no_grad()
 def accuracy(
     net:nn.Module, # classifier, pictures to logits
@@ -76,7 +76,7 @@ def digit_classifier() -> DigitClassifier:
     load_nets(path, classifier=net)
     return net.eval()
 
-# %% ../nbs/08_metrics.ipynb #45a2fbc1
+# %% ../nbs/08_metrics.ipynb #d257048a
 def weights_hash(
     net:nn.Module, # any module
 ) -> str:
@@ -85,7 +85,7 @@ def weights_hash(
     for k,v in sorted(net.state_dict().items()): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:12]
 
-# %% ../nbs/08_metrics.ipynb #d9180b4f
+# %% ../nbs/08_metrics.ipynb #8f0d37d5
 @dataclass(frozen=True)
 class Protocol:
     "What a figure was measured with; `key` is a hash of all of it, and figures with different keys are not comparable."
@@ -101,7 +101,7 @@ class Protocol:
     def key(self): return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
     def __str__(self): return f"{self.metric} to {self.reference} (N={self.n_reference} vs {self.n_generated}, {self.size}x{self.size}, {self.resize}, {self.extractor}, seed {self.seed}; key {self.key})"
 
-# %% ../nbs/08_metrics.ipynb #eb4c032b
+# %% ../nbs/08_metrics.ipynb #e6597c5f
 class _Features(nn.Module):
     "What torchmetrics calls. The extractor is hidden in a list, so that moving or casting the metric leaves it alone."
     def __init__(self, net, num_features): super().__init__(); self.net, self.num_features = [net], num_features
@@ -145,7 +145,7 @@ class FrechetDistance:
         "The protocol of a figure from this object."
         return Protocol("frechet", self.name, self.n, n_generated, self.size, "bicubic antialias", f"{type(self.net).__name__}:{weights_hash(self.net)}", self.seed)
 
-# %% ../nbs/08_metrics.ipynb #264ea306
+# %% ../nbs/08_metrics.ipynb #bdf9f6e6
 def fidelity(
     t:torch.Tensor, # teacher pictures (n, c, h, w) in [-1, 1]
     s:torch.Tensor, # the student's for the same inputs

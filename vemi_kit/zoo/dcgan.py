@@ -6,7 +6,7 @@
 __all__ = ['UpBlock', 'SNGenerator', 'DownBlock', 'SNDiscriminator', 'hinge_d', 'hinge_g', 'train_gan', 'train_digits_teacher',
            'digits_teacher']
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #4f7538cc
+# %% ../../nbs/10_zoo.dcgan.ipynb #9a3ef474
 import math
 from fastcore.all import store_attr
 import torch, torch.nn.functional as F
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..core import set_seed, check_finite, default_device, save_nets, load_nets, read_config, weights_path
 from ..data import digits, Batches
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #f8dfc6f1
+# %% ../../nbs/10_zoo.dcgan.ipynb #64c1987d
 class UpBlock(nn.Module):
     "Pre-activation residual block that doubles the side: BN-ReLU-up-conv-BN-ReLU-conv, plus a 1x1 convolution of the enlarged input."
     def __init__(self,
@@ -32,14 +32,14 @@ class UpBlock(nn.Module):
         h = self.conv1(up(F.relu(self.bn1(x))))
         return self.conv2(F.relu(self.bn2(h))) + self.shortcut(up(x))
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #adf89b2e
+# %% ../../nbs/10_zoo.dcgan.ipynb #8304a2ea
 def _n_ups(size, name):
     "How often 4 pixels double to give `size`."
     n = round(math.log2(size/4))
     if n < 1 or 4*2**n != size: raise ValueError(f"{name}: size must be 4 times a power of two (8, 16, 32, 64, ...), got {size}")
     return n
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #8c58021a
+# %% ../../nbs/10_zoo.dcgan.ipynb #d3f5a594
 class SNGenerator(nn.Module):
     "SNGAN generator, latent `(b, z_dim)` to picture `(b, channels, size, size)` in [-1, 1] (Miyato et al. 2018, table 4 at size 32, width 256, z_dim 128)."
     def __init__(self,
@@ -58,7 +58,7 @@ class SNGenerator(nn.Module):
         if z.ndim != 2 or z.shape[1] != self.z_dim: raise ValueError(f"SNGenerator: expected latents (b, {self.z_dim}), got {tuple(z.shape)}")
         return torch.tanh(self.conv(F.relu(self.bn(self.blocks(self.linear(z).view(-1, self.width, 4, 4))))))
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #7db9ac13
+# %% ../../nbs/10_zoo.dcgan.ipynb #8dad6034
 class DownBlock(nn.Module):
     "Residual block with spectral norms: (ReLU)-conv-ReLU-conv, halved by average pooling if `down`."
     def __init__(self,
@@ -76,7 +76,7 @@ class DownBlock(nn.Module):
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x)))) + self.shortcut(x)
         return F.avg_pool2d(h, 2) if self.down else h
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #7c42eb00
+# %% ../../nbs/10_zoo.dcgan.ipynb #9c11ac60
 class SNDiscriminator(nn.Module):
     "SNGAN discriminator, picture `(b, channels, size, size)` to one logit `(b,)`; halves the side down to 8, then two plain blocks (Miyato et al. 2018)."
     def __init__(self,
@@ -96,7 +96,7 @@ class SNDiscriminator(nn.Module):
             raise ValueError(f"SNDiscriminator: expected (b, {self.channels}, {self.size}, {self.size}), got {tuple(x.shape)}")
         return self.linear(F.relu(self.blocks(x)).sum((2,3)))[:,0]
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #d1e44068
+# %% ../../nbs/10_zoo.dcgan.ipynb #b9a3aea5
 def hinge_d(
     real:torch.Tensor, # logits of real pictures
     fake:torch.Tensor, # logits of fakes
@@ -110,7 +110,7 @@ def hinge_g(
     "Generator's loss that goes with `hinge_d`, a scalar."
     return -fake.mean()
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #44445b14
+# %% ../../nbs/10_zoo.dcgan.ipynb #41e34806
 def train_gan(
     net_g:nn.Module, # latent (b, z_dim) to picture
     net_d:nn.Module, # picture to logit (b,)
@@ -145,7 +145,7 @@ def train_gan(
         if on_step: on_step(i, ema.module, log)
     return ema.module.eval(), net_d.eval(), log
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #a01c7df5
+# %% ../../nbs/10_zoo.dcgan.ipynb #cc9dc7da
 def train_digits_teacher(
     path=None, # where to save (.safetensors); None does not save
     n_steps:int=4000, # generator steps of 64 pictures
@@ -161,7 +161,7 @@ def train_digits_teacher(
     if path: save_nets(path, half=True, generator=net_g, discriminator=net_d)
     return net_g, net_d
 
-# %% ../../nbs/10_zoo.dcgan.ipynb #3911fd27
+# %% ../../nbs/10_zoo.dcgan.ipynb #00066419
 def digits_teacher(
     path=None, # file written by `train_digits_teacher`; None takes the one that ships with the kit
     device="cpu", # where to put the networks
