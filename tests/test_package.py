@@ -7,7 +7,7 @@ import pytest
 root = Path(__file__).parent.parent
 notebooks = sorted((root/"nbs").rglob("*.ipynb"))
 ini = ConfigParser(delimiters=["="]); ini.read(root/"settings.ini")
-EXTRAS = ["sklearn", "skimage", "ipywidgets", "jupyterlab", "nbdev", "execnb", "scipy.linalg"]
+EXTRAS = ["sklearn", "skimage", "ipywidgets", "jupyterlab", "nbdev", "execnb", "scipy.linalg", "torch_pruning"]
 
 
 def python(code, cwd):
