@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EqualLinear', 'lrelu', 'pixel_norm', 'upfirdn', 'upsample2', 'modulated_conv', 'ModConv', 'StyledConv', 'ToRGB',
-           'StyleGAN2Generator', 'minibatch_std', 'EqualConv', 'DiscBlock', 'StyleGAN2Discriminator']
+           'StyleGAN2Generator', 'minibatch_std', 'EqualConv', 'DiscBlock', 'StyleGAN2Discriminator', 'load_stylegan2',
+           'prune_channels', 'logistic_d', 'logistic_g', 'r1_penalty', 'train_stylegan2']
 
 # %% ../../nbs/13_zoo.stylegan2.ipynb #00000002
 import argparse, math, re
@@ -327,3 +328,186 @@ class StyleGAN2Discriminator(nn.Module):
             raise ValueError(f"StyleGAN2Discriminator: expected (b, {self.channels}, {self.size}, {self.size}), got {tuple(x.shape)}")
         x = lrelu(self.conv(minibatch_std(self.blocks(lrelu(self.from_rgb(x))), self.group)))
         return self.linear2(lrelu(self.linear1(x.flatten(1))))[:,0]
+
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000033
+def _affine(names, theirs, ours): names.update({f"{theirs}.{p}": f"{ours}.{p}" for p in ("weight","bias")})
+
+def _generator_names(n_ups, n_mapping):
+    "Their names to ours; and their blur kernels with their gains."
+    names, kernels = {"input.input": "const"}, {}
+    for i in range(n_mapping): _affine(names, f"style.{i+1}", f"mapping.{i}")
+    for k in range(2*n_ups+1):
+        t, o = f"convs.{k-1}" if k else "conv1", f"layers.{k}"
+        names.update({f"{t}.conv.weight": f"{o}.weight", f"{t}.noise.weight": f"{o}.noise_scale", f"{t}.activate.bias": f"{o}.bias", f"noises.noise_{k}": f"noise_{k}"})
+        _affine(names, f"{t}.conv.modulation", f"{o}.style")
+        if k%2: kernels[f"{t}.conv.blur.kernel"] = 4
+    for k in range(n_ups+1):
+        t, o = f"to_rgbs.{k-1}" if k else "to_rgb1", f"to_rgb.{k}"
+        names.update({f"{t}.conv.weight": f"{o}.weight", f"{t}.bias": f"{o}.bias"})
+        _affine(names, f"{t}.conv.modulation", f"{o}.style")
+        if k: kernels[f"{t}.upsample.kernel"] = 4
+    return names, kernels
+
+def _discriminator_names(n_ups):
+    "Their names to ours; and their blur kernels with their gains."
+    names, kernels = {"convs.0.0.weight": "from_rgb.weight", "convs.0.1.bias": "from_rgb.bias", "final_conv.0.weight": "conv.weight", "final_conv.1.bias": "conv.bias"}, {}
+    for k in range(n_ups):
+        t, o = f"convs.{k+1}", f"blocks.{k}"
+        names.update({f"{t}.conv1.0.weight": f"{o}.conv1.weight", f"{t}.conv1.1.bias": f"{o}.conv1.bias", f"{t}.conv2.1.weight": f"{o}.conv2.weight",
+                      f"{t}.conv2.2.bias": f"{o}.conv2.bias", f"{t}.skip.1.weight": f"{o}.skip.weight"})
+        kernels.update({f"{t}.conv2.0.kernel": 1, f"{t}.skip.0.kernel": 1})
+    for k in range(2): _affine(names, f"final_linear.{k}", f"linear{k+1}")
+    return names, kernels
+
+def _their_shape(theirs, shape):
+    "They keep a batch axis before modulated weights, and broadcasting axes around the biases of pictures."
+    if re.fullmatch(r"(conv1|convs\.\d+|to_rgb1|to_rgbs\.\d+)\.conv\.weight", theirs): return (1, *shape)
+    return (1, *shape, 1, 1) if re.fullmatch(r"(to_rgb1|to_rgbs\.\d+)\.bias", theirs) else tuple(shape)
+
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000034
+def _read_state(source, part):
+    "The state dict of `part`, from a file or from what `torch.load` gave."
+    if isinstance(source, (str, Path)):
+        if not Path(source).exists(): raise FileNotFoundError(f"no weights file {str(source)!r}")
+        torch.serialization.add_safe_globals([argparse.Namespace])                   # such checkpoints also hold the options of their training, which are plain values
+        try: source = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as e: raise ValueError(f"{str(source)!r} cannot be read as weights ({type(e).__name__}: {str(e)[:200]})") from e
+    if not isinstance(source, dict): raise TypeError(f"load_stylegan2: expected a file or a dict of tensors, got {type(source).__name__}")
+    state = source.get(part, source)
+    if not all(torch.is_tensor(v) for v in state.values()): raise ValueError(f"load_stylegan2: no part {part!r} in this checkpoint; it holds {sorted(source)}")
+    return state
+
+def _refuse(part, **wrong):
+    "Raise a `ValueError` that lists what is wrong, if anything is."
+    if any(wrong.values()):
+        few = lambda v: f"{v[:8]}" + (f" and {len(v)-8} more" if len(v) > 8 else "")
+        raise ValueError(f"load_stylegan2: the weights of {part!r} do not fit. " + "; ".join(f"{k.replace('_',' ')}: {few(v)}" for k,v in wrong.items() if v))
+
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000035
+def load_stylegan2(
+    source, # a file (.pt), what `torch.load` made of it, or the state dict of one network
+    part:str="g_ema", # "g_ema" (averaged generator), "g", or "d" (discriminator)
+    **kw, # arguments of the constructor that shapes do not show: lr_mapping, noise, grouped, clamp; group
+) -> nn.Module: # StyleGAN2Generator or StyleGAN2Discriminator, in evaluation mode
+    "A network from weights in the common PyTorch layout; raises `ValueError` listing the missing, unknown or misshaped names, `FileNotFoundError` without the file."
+    if part not in ("g_ema","g","d"): raise ValueError(f"load_stylegan2: part: expected 'g_ema', 'g' or 'd', got {part!r}")
+    state = _read_state(source, part)
+    last = lambda pattern: max([int(m[1]) for k in state if (m := re.match(pattern, k))], default=0)
+    n_ups = last(r"convs\.(\d+)\.") if part == "d" else max(last(r"to_rgbs\.(\d+)\.")+1, (last(r"convs\.(\d+)\.")+2)//2)
+    names, kernels = _discriminator_names(max(1, n_ups)) if part == "d" else _generator_names(n_ups, last(r"style\.(\d+)\."))
+    _refuse(part, missing=sorted((names.keys()|kernels.keys())-state.keys()), unknown=sorted(state.keys()-names.keys()-kernels.keys()))
+    dim = lambda key, axis: state[key].shape[axis] if state[key].ndim > axis else 1
+    with torch.device("meta"):
+        if part == "d":
+            net = StyleGAN2Discriminator(4*2**n_ups, dim("convs.0.0.weight", 1), widths=[dim("convs.0.0.weight", 0), *[dim(f"convs.{k+1}.conv2.1.weight", 0) for k in range(n_ups)]], **kw)
+        else:
+            widths = [dim("input.input", 1), dim("conv1.conv.weight", 1), *[dim(f"convs.{k}.conv.weight", 1) for k in range(2*n_ups)]]
+            net = StyleGAN2Generator(4*2**n_ups, dim("to_rgb1.conv.weight", 1), z_dim=dim("conv1.conv.modulation.weight", 1), n_mapping=last(r"style\.(\d+)\."), widths=widths, **kw)
+    own = net.state_dict()
+    want = {t: _their_shape(t, own[o].shape) for t,o in names.items()} | {t: (4,4) for t in kernels}
+    _refuse(part, other_shape=[f"{t}: file {tuple(state[t].shape)}, expected {s}" for t,s in want.items() if tuple(state[t].shape) != s])
+    taps = torch.tensor([1.,3.,3.,1.])/8
+    _refuse(part, filters_other_than_1_3_3_1=[t for t,gain in kernels.items() if not torch.allclose(state[t].float(), gain*taps*taps[:,None], atol=1e-4)])
+    net.to_empty(device="cpu").load_state_dict({o: state[t].reshape(own[o].shape) for t,o in names.items()})
+    return net.eval()
+
+# %% ../../nbs/13_zoo.stylegan2.ipynb #0000003d
+def _kept(keep, c, k):
+    "Sorted indices of the channels to keep, of `c` at place `k`."
+    if keep is None: return torch.arange(c)
+    keep = torch.as_tensor(keep).detach().cpu()
+    if keep.dtype == torch.bool and keep.shape == (c,): keep = keep.nonzero()[:,0]
+    bad = keep.dtype.is_floating_point or keep.dtype == torch.bool or keep.ndim != 1 or not len(keep) or len(keep.unique()) < len(keep) or keep.min() < 0 or keep.max() >= c
+    if bad: raise ValueError(f"prune_channels: keep[{k}]: expected distinct indices in 0 ... {c-1}, at least one, or a mask of {c}; got {keep.tolist()}")
+    return keep.sort()[0]
+
+@torch.no_grad()
+def prune_channels(
+    net:StyleGAN2Generator, # stays as it is
+    keep, # channels to keep at each place (indices, a mask, or None for all): a list as long as `net.widths`, or a dict by place
+) -> StyleGAN2Generator: # a new network, same device and mode
+    "The network with only these channels, their weights copied; `ValueError` if `keep` does not fit."
+    n = len(net.widths)
+    if isinstance(keep, dict):
+        if keep.keys() - set(range(n)): raise ValueError(f"prune_channels: places are 0 ... {n-1}, got {sorted(keep.keys() - set(range(n)), key=str)}")
+        keep = [keep.get(k) for k in range(n)]
+    if len(keep) != n: raise ValueError(f"prune_channels: expected {n} lists of channels (constant and {n-1} layers), got {len(keep)}")
+    keep = [_kept(i, c, k).to(net.const.device) for k,(i,c) in enumerate(zip(keep, net.widths))]
+    state = dict(net.state_dict())
+    def cut(name, i, o=slice(None)):
+        w = state[f"{name}.weight"]
+        state[f"{name}.weight"], state[f"{name}.bias"] = w[o][:,i]*math.sqrt(len(i)/w.shape[1]), state[f"{name}.bias"][o]
+        for p in ("style.weight", "style.bias"): state[f"{name}.{p}"] = state[f"{name}.{p}"][i]
+    state["const"] = state["const"][:,keep[0]]
+    for k in range(n-1): cut(f"layers.{k}", keep[k], keep[k+1])
+    for k in range(len(net.to_rgb)): cut(f"to_rgb.{k}", keep[2*k+1])
+    with torch.device("meta"): new = type(net)(**{**net.config, "width": None, "widths": [len(i) for i in keep]})
+    new.to_empty(device=net.const.device).load_state_dict(state)
+    return new.train(net.training)
+
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000040
+def logistic_d(
+    real:torch.Tensor, # logits of real pictures
+    fake:torch.Tensor, # logits of fakes
+) -> torch.Tensor:
+    "Discriminator's logistic loss in nats, a scalar; 2 log 2 if it knows nothing."
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+def logistic_g(
+    fake:torch.Tensor, # logits of fakes
+) -> torch.Tensor:
+    "Generator's non-saturating loss in nats, a scalar."
+    return F.softplus(-fake).mean()
+
+def r1_penalty(
+    net_d:nn.Module, # pictures to logits
+    real:torch.Tensor, # (b, c, h, w)
+) -> torch.Tensor:
+    "Mean squared norm of the logits' gradient at real pictures, a differentiable scalar (Mescheder et al. 2018)."
+    real = real.detach().requires_grad_()
+    grad, = torch.autograd.grad(net_d(real).sum(), real, create_graph=True)
+    return grad.square().sum((1,2,3)).mean()
+
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000042
+def train_stylegan2(
+    net_g:StyleGAN2Generator, # latent (b, z_dim) to picture
+    net_d:nn.Module, # picture to logit (b,)
+    data, # batches of real pictures: `data.batch(i)`, in [-1, 1]
+    n_steps:int=2000, # generator steps, one discriminator step each
+    lr:float=2e-3, # of both: Adam, betas (0, 0.99)
+    gamma:float=1., # weight of R1 / 2
+    r1_every:int=16, # discriminator steps between penalties, each this many times as strong
+    mixing:float=.9, # share of batches with mixed styles
+    ema_decay:float=.998, # of the averaged generator
+    seed:int=0, # latents, noise and cuts of the whole run
+    device=None, # None: the best there is
+    on_step=None, # called as on_step(i, ema, log)
+) -> tuple[nn.Module, nn.Module, list]: # averaged generator, discriminator, log of (d_loss, g_loss, r1): r1 the latest penalty
+    "Train with logistic losses, lazy R1 and style mixing, without path-length regularisation; raises `FloatingPointError` if a loss is not finite."
+    device = default_device(device)
+    g = set_seed(seed)
+    net_g, net_d, log = net_g.to(device).train(), net_d.to(device).train(), []
+    ema = torch.optim.swa_utils.AveragedModel(net_g, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+    lazy = r1_every/(r1_every+1)                                                     # the penalty's step counts as one of Adam's
+    opt_g, opt_d = torch.optim.Adam(net_g.parameters(), lr, (0., .99)), torch.optim.Adam(net_d.parameters(), lr*lazy, (0., .99**lazy))
+    def fakes(b):
+        w1, w2 = net_g.map(torch.randn(2*b, net_g.z_dim, generator=g).to(device)).chunk(2)
+        cut = int(torch.randint(1, net_g.n_styles, (), generator=g)) if torch.rand((), generator=g) < mixing else net_g.n_styles
+        return net_g.synthesis(net_g.mix(w1, w2, cut), generator=g)
+    for i in tqdm(range(n_steps), "training StyleGAN2", mininterval=2):
+        real = data.batch(i).to(device)
+        with torch.no_grad(): fake = fakes(len(real))
+        loss_d = logistic_d(net_d(real), net_d(fake))
+        opt_d.zero_grad(); loss_d.backward(); opt_d.step()
+        if i % r1_every == 0:
+            r1 = r1_penalty(net_d, real)
+            opt_d.zero_grad(); (gamma/2*r1_every*r1).backward(); opt_d.step()
+        net_d.requires_grad_(False)
+        loss_g = logistic_g(net_d(fakes(len(real))))
+        opt_g.zero_grad(); loss_g.backward(); opt_g.step()
+        net_d.requires_grad_(True)
+        ema.update_parameters(net_g)
+        check_finite(torch.stack([loss_d, loss_g, r1]).detach(), f"StyleGAN2 losses at step {i}", "Lower lr, or raise gamma.")
+        log.append((loss_d.item(), loss_g.item(), r1.item()))
+        if on_step: on_step(i, ema.module, log)
+    return ema.module.eval(), net_d.eval(), log
