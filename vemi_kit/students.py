@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEPTHS', 'IMPORTANCES', 'with_width', 'Budget', 'shrink', 'Coupled', 'couplings', 'saliency', 'channel_scores', 'cut',
-           'prune']
+           'prune', 'load_pruned', 'FeatureAdaptors', 'feature_adaptors']
 
 # %% ../nbs/20_students.ipynb #49aa58eb
 from copy import deepcopy
@@ -110,7 +110,7 @@ def shrink(
     if width is not None and given: raise ValueError(f"shrink: width={width} leaves nothing to find for a budget of {', '.join(given)}; give one or the other")
     if not given: return with_width(teacher, width, depth)
     def build(w, device):
-        with torch.random.fork_rng(devices=[]), torch.device(device): return with_width(teacher, w, depth)   # probing draws no number that the run could miss
+        with torch.random.fork_rng(devices=[]): return with_width(teacher, w, depth).to(device)              # probing draws no number that the run could miss
     build(1, "meta")                                                         # a family without a depth says so before anything is counted
     found = Budget("shrink", teacher, sample, **budgets).largest(1, teacher.config["width"], build, "width 1")
     student = with_width(teacher, found["size"], depth)
@@ -188,6 +188,7 @@ def couplings(
 # %% ../nbs/20_students.ipynb #9c33c776
 IMPORTANCES = ("norm", "scale", "content")
 
+@torch.enable_grad()
 def saliency(
     net:nn.Module, # network to look into
     sample:torch.Tensor, # inputs (b, ...)
@@ -296,11 +297,93 @@ def prune(
     keep = lambda i: [torch.ones(c.n, dtype=torch.bool) if r is None else r < k for c,r,k in zip(coupled, ranks, number(i))]
     on_meta = deepcopy(teacher).to("meta")
     build = lambda i, device: cut(on_meta if str(device) == "meta" else teacher, coupled, keep(i))
+    with frozen(on_meta), torch.no_grad():
+        x, tied = sample[:1].to("meta"), f"prune: channels of {type(teacher).__name__} are tied in a way that its trace does not show"
+        try: a, b = (n.eval()(x).shape for n in (on_meta, build(lo, "meta")))
+        except RuntimeError as e: raise ValueError(f"{tied}; the cut network fails: {e}") from e
+        if a != b: raise ValueError(f"{tied}; the cut network gives {tuple(b)} in place of {tuple(a)}")
     found = budget.largest(lo, hi, build, f"a network of {least} channel(s) a layer")
     student = build(found["size"], sample.device)
-    with frozen(student, teacher), torch.no_grad():
-        try: a, b = student(sample[:1]), teacher(sample[:1])
-        except RuntimeError as e: raise ValueError(f"prune: channels of {type(teacher).__name__} are tied in a way that its trace does not show; the cut network fails: {e}") from e
-    if a.shape != b.shape: raise ValueError(f"prune: the cut network gives {tuple(a.shape)}, its teacher {tuple(b.shape)}: channels of {type(teacher).__name__} are tied in a way that its trace does not show")
     student.budget, student.pruned = found, not isinstance(teacher, StyleGAN2Generator)
     return student
+
+# %% ../nbs/20_students.ipynb #918d6ad9
+def load_pruned(
+    path:str|Path, # file written by `save_nets`
+    name:str, # which network of the file
+    cls:type, # its class
+) -> nn.Module: # in evaluation mode
+    "A pruned network from a file; raises `FileNotFoundError`, or `ValueError` with the missing or unknown names."
+    if not Path(path).exists(): raise FileNotFoundError(f"no weights file {str(path)!r}")
+    state = {k.removeprefix(f"{name}."): v for k,v in load_file(path).items() if k.startswith(f"{name}.")}
+    net = _resize(cls(**read_config(path, name)), state)
+    load_state(net, state, f"{path}, network {name!r}")
+    net.pruned = not isinstance(net, StyleGAN2Generator)
+    return net.eval()
+
+# %% ../nbs/20_students.ipynb #d08c2235
+class FeatureAdaptors(nn.ModuleDict):
+    """1x1 convolutions from a student's features to its teacher's, made by `feature_adaptors`.
+
+    Within `with adaptors:`, what both networks compute is kept; `adaptors.pairs()` then gives it, translated."""
+    def __init__(self,
+        teacher:nn.Module, # network that is learned from
+        student:nn.Module, # network that learns
+        layers:dict, # {layer of the teacher: (layer of the student, teacher's channels, student's channels)}
+    ):
+        super().__init__({k.replace(".","/"): nn.Conv2d(s, t, 1) for k,(_,t,s) in layers.items()})           # a ModuleDict takes no dots
+        self.layers, self.seen, self.hooks = {k: s for k,(s,_,_) in layers.items()}, ({}, {}), []
+        self.nets = (teacher, student)                                       # in a tuple, so that their weights are not the adaptors' own
+    def __enter__(self):
+        for seen,net,names in zip(self.seen, self.nets, (self.layers.keys(), self.layers.values())):
+            seen.clear()
+            self.hooks += [net.get_submodule(n).register_forward_hook(lambda m, i, out, n=n, seen=seen: seen.__setitem__(n, out)) for n in names]
+        return self
+    def __exit__(self, *args):
+        for h in self.hooks: h.remove()
+        self.hooks.clear()
+    def pairs(self) -> dict: # {teacher's layer: (teacher's features, the student's, translated), each (b, c, h, w)}
+        "What the last forward pass of each network within the block computed; `RuntimeError` if one has not run."
+        for who,seen in zip(("teacher","student"), self.seen):
+            if not seen: raise RuntimeError(f"FeatureAdaptors: the {who} has not run; call it within 'with adaptors:'")
+        return {k: (self.seen[0][k], self[k.replace(".","/")](self.seen[1][s])) for k,s in self.layers.items()}
+
+# %% ../nbs/20_students.ipynb #1953ac23
+def _outputs(net, sample):
+    "{name: output} of all modules that ran, and the network's output."
+    seen, hooks = {}, []
+    for n,m in net.named_modules():
+        if n: hooks.append(m.register_forward_hook(lambda m, i, out, n=n: seen.__setitem__(n, out)))
+    try:
+        with frozen(net), torch.no_grad(): return seen, net(sample)
+    finally:
+        for h in hooks: h.remove()
+
+def _stages(net):
+    "Names of the children, and of the members of lists of modules, that hold parameters."
+    for n,m in net.named_children():
+        if isinstance(m, nn.ModuleList): yield from (f"{n}.{k}" for k,_ in m.named_children())
+        elif any(True for _ in m.parameters()): yield n
+
+def feature_adaptors(
+    teacher:nn.Module, # network that is learned from
+    student:nn.Module, # network that learns
+    sample:torch.Tensor, # example input of both
+    layers=None, # names that both have, or {teacher's name: student's name}; None: all stages that both have and that give maps of equal sides
+) -> FeatureAdaptors: # to be trained together with the student, on its device
+    "Adaptors for these layers, their channels probed with `sample`; `ValueError` for layers that do not exist, do not run, or whose features are no maps of equal sides."
+    (ts, t_out), (ss, s_out) = _outputs(teacher, sample), _outputs(student, sample)
+    is_map = lambda a, b: torch.is_tensor(a) and torch.is_tensor(b) and a.ndim == b.ndim == 4 and a.shape[2:] == b.shape[2:]
+    if layers is None:
+        there = set(_stages(student))
+        layers = [n for n in _stages(teacher) if n in there and n in ts and n in ss and is_map(ts[n], ss[n]) and ts[n] is not t_out and ss[n] is not s_out]
+        if not layers: raise ValueError(f"feature_adaptors: {type(teacher).__name__} and {type(student).__name__} have no stages in common; name pairs in layers={{teacher's: student's}}")
+    layers, found = layers if isinstance(layers, dict) else {n: n for n in layers}, {}
+    for t,s in layers.items():
+        for who,net,seen,n in (("teacher",teacher,ts,t), ("student",student,ss,s)):
+            if n not in dict(net.named_modules()): raise ValueError(f"feature_adaptors: the {who}, a {type(net).__name__}, has no layer {n!r}; its stages are {list(_stages(net))}")
+            if n not in seen: raise ValueError(f"feature_adaptors: layer {n!r} of the {who} did not run on the sample (a list of modules never does; name its members)")
+        shape = lambda x: tuple(x.shape) if torch.is_tensor(x) else type(x).__name__
+        if not is_map(ts[t], ss[s]): raise ValueError(f"feature_adaptors: expected maps (b, c, h, w) of equal sides from {t!r} and {s!r}, got {shape(ts[t])} and {shape(ss[s])}")
+        found[t] = s, ts[t].shape[1], ss[s].shape[1]
+    return FeatureAdaptors(teacher, student, found).to(sample.device)

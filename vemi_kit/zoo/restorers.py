@@ -50,7 +50,9 @@ class SRResNet(nn.Module):
 
 # %% ../../nbs/12_zoo.restorers.ipynb #e45e5602
 class UNetRestorer(nn.Module):
-    "Restorer of pictures `(b, channels, h, w)` of any size, in and out in [-1, 1]: two 3x3 convs a level, average pooling down, nearest enlargement and conv up, skips; its output is added to its input."
+    """Restorer of pictures `(b, channels, h, w)` of any size, in and out in [-1, 1]; what it computes is added to its input.
+
+    Two 3x3 convolutions a level, average pooling down, nearest enlargement and a convolution up, skips (U-Net, arXiv 1505.04597, in small)."""
     def __init__(self,
         width:int=16, # channels at full resolution; twice as many a level down
         n_downs:int=2, # halvings

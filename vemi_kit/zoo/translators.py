@@ -177,8 +177,8 @@ def unet_names(
     "Names of a `UNetGenerator`'s tensors in the original project's files, where each level is nested in the one above."
     last, pairs, level = len(net.downs)-1, {"downs.0.0": "model.model.0", "ups.0.1": "model.model.3"}, "model.model.1"
     for i in range(1, last+1):
-        inner = 3 if i < last else 2                                 # what follows the way down: the next level, or at once the way up
-        pairs |= {f"downs.{i}.1": f"{level}.model.1", f"downs.{i}.2": f"{level}.model.2", f"ups.{i}.1": f"{level}.model.{inner+2 if i < last else 3}", f"ups.{i}.2": f"{level}.model.{inner+3 if i < last else 4}"}
+        up = 5 if i < last else 3                                    # before it: ReLU, convolution, norm, next level, ReLU; innermost only two ReLUs and the convolution
+        pairs |= {f"downs.{i}.{k}": f"{level}.model.{k}" for k in (1,2)} | {f"ups.{i}.{k}": f"{level}.model.{up+k-1}" for k in (1,2)}
         level += ".model.3"
     return _rename(pairs, net)
 
