@@ -14,7 +14,7 @@ import torch, torch.nn.functional as F
 from fastcore.all import patch, store_attr
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import set_seed, check_finite, default_device
+from ..core import generator, set_seed, check_finite, default_device
 from .dcgan import _n_ups
 
 # %% ../../nbs/13_zoo.stylegan2.ipynb #00000005
@@ -168,7 +168,7 @@ class StyleGAN2Generator(nn.Module):
         self.const = nn.Parameter(torch.randn(1, ws[0], 4, 4))
         self.layers = nn.ModuleList([StyledConv(i, o, z_dim, up=k%2==1, grouped=grouped) for k,(i,o) in enumerate(zip(ws, ws[1:]))])
         self.to_rgb = nn.ModuleList([ToRGB(c, channels, z_dim, grouped) for c in ws[1::2]])
-        for k,s in enumerate(self.sides): self.register_buffer(f"noise_{k}", torch.randn(1, 1, s, s))
+        for k,s in enumerate(self.sides): self.register_buffer(f"noise_{k}", torch.randn(1, 1, s, s, generator=generator(k), device="cpu").to(self.const.device))
 
 # %% ../../nbs/13_zoo.stylegan2.ipynb #0000001e
 @patch
@@ -213,8 +213,8 @@ def synthesis(self:StyleGAN2Generator,
     "Pictures `(b, channels, size, size)` from latents w; with `features` also the list of the layers' outputs `(b, widths[k+1], sides[k], sides[k])`."
     if w.ndim == 2: w = w[:,None].expand(-1, self.n_styles, -1)
     if w.shape[1:] != (self.n_styles, self.z_dim): raise ValueError(f"StyleGAN2Generator: expected w (b, {self.z_dim}) or (b, {self.n_styles}, {self.z_dim}), got {tuple(w.shape)}")
-    noise = self.noises(len(w), noise, generator)
-    x, picture, outs = self.const.expand(len(w), -1, -1, -1), None, []
+    noise = self.noises(w.shape[0], noise, generator)
+    x, picture, outs = self.const.expand(w.shape[0], -1, -1, -1), None, []          # shape, not len: exporters keep it free
     for k,layer in enumerate(self.layers):
         x = layer(x, w[:,k], noise[k])
         outs.append(x)
@@ -253,6 +253,15 @@ def mean_w(self:StyleGAN2Generator,
     return self.map(torch.randn(n, self.z_dim, generator=generator, device=generator.device if generator else device).to(device)).mean(0)
 
 @patch
+def share_noise(self:StyleGAN2Generator,
+    other:StyleGAN2Generator, # a network of the same size, such as the teacher
+) -> StyleGAN2Generator: # self
+    "Take over the stored noise of `other`; `ValueError` if it is of another size."
+    if other.size != self.size: raise ValueError(f"StyleGAN2Generator: stored noise of size {other.size} does not fit a network of size {self.size}")
+    for mine,its in zip(self.noises(1, "stored"), other.noises(1, "stored")): mine.copy_(its)
+    return self
+
+@patch
 def mix(self:StyleGAN2Generator,
     w1:torch.Tensor, # (b, z_dim): styles of the first layers, the coarse ones
     w2:torch.Tensor, # (b, z_dim): styles of the others
@@ -262,7 +271,7 @@ def mix(self:StyleGAN2Generator,
     if not 0 <= cut <= self.n_styles: raise ValueError(f"StyleGAN2Generator: cut: expected 0 ... {self.n_styles}, got {cut}")
     return torch.where((torch.arange(self.n_styles, device=w1.device) < cut)[:,None], w1[:,None], w2[:,None])
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #0000002c
+# %% ../../nbs/13_zoo.stylegan2.ipynb #0000002f
 def minibatch_std(
     x:torch.Tensor, # (b, c, h, w)
     group:int=4, # pictures compared with each other; at most b, and b must be a multiple
@@ -274,7 +283,7 @@ def minibatch_std(
     std = (x.view(group, -1, c, h, w).var(0, unbiased=False) + 1e-8).sqrt().mean((1,2,3))
     return torch.cat([x, std.repeat(group)[:,None,None,None].expand(b, 1, h, w)], 1)
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #0000002e
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000031
 class EqualConv(nn.Module):
     "Equalised convolution; with `down` blurred and halved. `(b, c_in, h, w)` to `(b, c_out, h, w)` or `(b, c_out, h/2, w/2)`."
     def __init__(self,
@@ -303,7 +312,7 @@ class DiscBlock(nn.Module):
         self.conv1, self.conv2, self.skip = EqualConv(c_in, c_in), EqualConv(c_in, c_out, down=True), EqualConv(c_in, c_out, 1, down=True, bias=False)
     def forward(self, x): return (lrelu(self.conv2(lrelu(self.conv1(x)))) + self.skip(x))/math.sqrt(2)
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #00000030
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000033
 class StyleGAN2Discriminator(nn.Module):
     "StyleGAN2 discriminator (residual, config F), pictures `(b, channels, size, size)` to logits `(b,)` (Karras et al. 2020)."
     def __init__(self,
@@ -329,7 +338,7 @@ class StyleGAN2Discriminator(nn.Module):
         x = lrelu(self.conv(minibatch_std(self.blocks(lrelu(self.from_rgb(x))), self.group)))
         return self.linear2(lrelu(self.linear1(x.flatten(1))))[:,0]
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #00000033
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000036
 def _affine(names, theirs, ours): names.update({f"{theirs}.{p}": f"{ours}.{p}" for p in ("weight","bias")})
 
 def _generator_names(n_ups, n_mapping):
@@ -364,7 +373,7 @@ def _their_shape(theirs, shape):
     if re.fullmatch(r"(conv1|convs\.\d+|to_rgb1|to_rgbs\.\d+)\.conv\.weight", theirs): return (1, *shape)
     return (1, *shape, 1, 1) if re.fullmatch(r"(to_rgb1|to_rgbs\.\d+)\.bias", theirs) else tuple(shape)
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #00000034
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000037
 def _read_state(source, part):
     "The state dict of `part`, from a file or from what `torch.load` gave."
     if isinstance(source, (str, Path)):
@@ -383,7 +392,7 @@ def _refuse(part, **wrong):
         few = lambda v: f"{v[:8]}" + (f" and {len(v)-8} more" if len(v) > 8 else "")
         raise ValueError(f"load_stylegan2: the weights of {part!r} do not fit. " + "; ".join(f"{k.replace('_',' ')}: {few(v)}" for k,v in wrong.items() if v))
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #00000035
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000038
 def load_stylegan2(
     source, # a file (.pt), what `torch.load` made of it, or the state dict of one network
     part:str="g_ema", # "g_ema" (averaged generator), "g", or "d" (discriminator)
@@ -411,7 +420,7 @@ def load_stylegan2(
     net.to_empty(device="cpu").load_state_dict({o: state[t].reshape(own[o].shape) for t,o in names.items()})
     return net.eval()
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #0000003d
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000040
 def _kept(keep, c, k):
     "Sorted indices of the channels to keep, of `c` at place `k`."
     if keep is None: return torch.arange(c)
@@ -445,7 +454,7 @@ def prune_channels(
     new.to_empty(device=net.const.device).load_state_dict(state)
     return new.train(net.training)
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #00000040
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000043
 def logistic_d(
     real:torch.Tensor, # logits of real pictures
     fake:torch.Tensor, # logits of fakes
@@ -468,7 +477,7 @@ def r1_penalty(
     grad, = torch.autograd.grad(net_d(real).sum(), real, create_graph=True)
     return grad.square().sum((1,2,3)).mean()
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #00000042
+# %% ../../nbs/13_zoo.stylegan2.ipynb #00000045
 def train_stylegan2(
     net_g:StyleGAN2Generator, # latent (b, z_dim) to picture
     net_d:nn.Module, # picture to logit (b,)
