@@ -22,7 +22,7 @@ def count_params(
     "Number of learned parameters, biases included; a shared one counts once."
     return sum(p.numel() for p in net.parameters())
 
-# %% ../nbs/07_costs.ipynb #5c9fd484
+# %% ../nbs/07_costs.ipynb #18253e48
 _FREE = set("""
     sum mean prod amax amin max min aminmax argmax argmin any all norm var std var_mean std_mean logsumexp cumsum cumprod cummax cummin logcumsumexp linalg_vector_norm sort topk kthvalue median count_nonzero
     _softmax _safe_softmax _log_softmax softmax log_softmax
@@ -45,9 +45,10 @@ _FREE = set("""
 """.split())
 
 def _is_free(op):
-    return torch.Tag.pointwise in op.tags or op.is_view or (op.namespace == "aten" and op._opname.rstrip("_") in _FREE) or op.namespace == "prim"
+    if op.namespace != "aten": return op.namespace in ("prim", "prims")      # of other libraries nothing is taken on trust
+    return torch.Tag.pointwise in op.tags or op.is_view or op._opname.rstrip("_") in _FREE
 
-# %% ../nbs/07_costs.ipynb #77346fbc
+# %% ../nbs/07_costs.ipynb #8b085340
 def _conv_macs(x, w, bias, stride, padding, dilation, transposed, *args, out, convention, **kw):
     where = x if transposed and convention == "input" else out
     return where.shape[0]*math.prod(where.shape[2:])*math.prod(w.shape)    # w is (out, in/groups, *kernel) or, transposed, (in, out/groups, *kernel)
@@ -57,13 +58,11 @@ def _attention_macs(q, k, v, *args, **kw): return math.prod(q.shape[:-1])*k.shap
 def _counted(op, args, kw, out, convention):
     "MACs of one call, or None if there is no formula for this operator."
     name = op._opname if op.namespace == "aten" else ""
-    if name in ("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution"):
-        if name == "cudnn_convolution": args = (*args[:2], None, args[3], args[2], args[4], False)
-        return _conv_macs(*args, **kw, out=out, convention=convention)
+    if name in ("convolution", "_convolution", "convolution_overrideable"): return _conv_macs(*args, **kw, out=out, convention=convention)
     if name.startswith("_scaled_dot_product_") and not name.endswith("_backward"): return _attention_macs(*args, **kw)
     if name in ("mv", "dot", "vdot"): return args[0].numel()
     if name == "addmv": return args[1].numel()
-    if op._overloadpacket in flop_registry: return flop_registry[op._overloadpacket](*args, **kw, out_val=out)//2
+    if name in ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm"): return flop_registry[op._overloadpacket](*args, **kw, out_val=out)//2
 
 # %% ../nbs/07_costs.ipynb #e746e5f7
 class _Counter(TorchDispatchMode):
