@@ -120,7 +120,7 @@ class LayerCost:
     shape:tuple|None
     calls:int
 
-# %% ../nbs/07_costs.ipynb #82cf284e
+# %% ../nbs/07_costs.ipynb #4af7a862
 class LayerCosts:
     "MACs and parameters layer by layer; prints as a table."
     def __init__(self,
@@ -132,6 +132,10 @@ class LayerCosts:
     def macs(self) -> int: return sum(r.macs for r in self.rows)
     @property
     def params(self) -> int: return sum(r.params for r in self.rows)
+    def tree(self) -> dict:
+        "MACs by module name, children included; the network itself is `''`. Modules that cost nothing are left out."
+        total = {r.name: sum(o.macs for o in self.rows if not r.name or f"{o.name}.".startswith(f"{r.name}.")) for r in self.rows}
+        return {n: m for n,m in total.items() if m}
     def __getitem__(self, name:str) -> LayerCost: return next(r for r in self.rows if r.name == name)
     def table(self) -> str:
         "A markdown table of the layers that hold parameters or cost MACs."
@@ -160,20 +164,22 @@ def layer_costs(
     return LayerCosts([LayerCost(n, type(m).__name__, params.get(n, 0), counter.macs.get(n, 0), counter.shape.get(n), counter.calls.get(n, 0)) for n,m in net.named_modules()],
                       convention, tuple(sorted(counter.ignored)))
 
-# %% ../nbs/07_costs.ipynb #27740fc2
+# %% ../nbs/07_costs.ipynb #729b3881
 def count_macs(
     net:nn.Module, # any module, on any device: "meta" counts without computing
     *inputs:torch.Tensor, # one example batch; divide by its length for a sample's MACs
     convention:str="input", # transposed convolutions at their "input" or "output" resolution
+    by_layer:bool=False, # return the `tree` of `layer_costs` instead: a dict of MACs by module name, children included
     ignore:tuple=(), # operators to accept as free, e.g. ("aten.grid_sampler_2d",)
-) -> int: # of the whole batch
+): # of the whole batch
     """Multiply-adds of one forward pass; raises `NotImplementedError` where it cannot count.
 
     >>> up = nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1)
     >>> count_macs(up, torch.zeros(1,6,8,8)), count_macs(up, torch.zeros(1,6,8,8), convention="output")
     (24576, 98304)
     """
-    return layer_costs(net, *inputs, convention=convention, ignore=ignore).macs
+    costs = layer_costs(net, *inputs, convention=convention, ignore=ignore)
+    return costs.tree() if by_layer else costs.macs
 
 # %% ../nbs/07_costs.ipynb #80cd9a6d
 @dataclass(frozen=True)
