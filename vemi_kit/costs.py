@@ -22,7 +22,7 @@ def count_params(
     "Number of learned parameters, biases included; a shared one counts once."
     return sum(p.numel() for p in net.parameters())
 
-# %% ../nbs/07_costs.ipynb #5c9fd484
+# %% ../nbs/07_costs.ipynb #18253e48
 _FREE = set("""
     sum mean prod amax amin max min aminmax argmax argmin any all norm var std var_mean std_mean logsumexp cumsum cumprod cummax cummin logcumsumexp linalg_vector_norm sort topk kthvalue median count_nonzero
     _softmax _safe_softmax _log_softmax softmax log_softmax
@@ -45,9 +45,10 @@ _FREE = set("""
 """.split())
 
 def _is_free(op):
-    return torch.Tag.pointwise in op.tags or op.is_view or (op.namespace == "aten" and op._opname.rstrip("_") in _FREE) or op.namespace == "prim"
+    if op.namespace != "aten": return op.namespace in ("prim", "prims")      # of other libraries nothing is taken on trust
+    return torch.Tag.pointwise in op.tags or op.is_view or op._opname.rstrip("_") in _FREE
 
-# %% ../nbs/07_costs.ipynb #77346fbc
+# %% ../nbs/07_costs.ipynb #8b085340
 def _conv_macs(x, w, bias, stride, padding, dilation, transposed, *args, out, convention, **kw):
     where = x if transposed and convention == "input" else out
     return where.shape[0]*math.prod(where.shape[2:])*math.prod(w.shape)    # w is (out, in/groups, *kernel) or, transposed, (in, out/groups, *kernel)
@@ -57,13 +58,11 @@ def _attention_macs(q, k, v, *args, **kw): return math.prod(q.shape[:-1])*k.shap
 def _counted(op, args, kw, out, convention):
     "MACs of one call, or None if there is no formula for this operator."
     name = op._opname if op.namespace == "aten" else ""
-    if name in ("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution"):
-        if name == "cudnn_convolution": args = (*args[:2], None, args[3], args[2], args[4], False)
-        return _conv_macs(*args, **kw, out=out, convention=convention)
+    if name in ("convolution", "_convolution", "convolution_overrideable"): return _conv_macs(*args, **kw, out=out, convention=convention)
     if name.startswith("_scaled_dot_product_") and not name.endswith("_backward"): return _attention_macs(*args, **kw)
     if name in ("mv", "dot", "vdot"): return args[0].numel()
     if name == "addmv": return args[1].numel()
-    if op._overloadpacket in flop_registry: return flop_registry[op._overloadpacket](*args, **kw, out_val=out)//2
+    if name in ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm"): return flop_registry[op._overloadpacket](*args, **kw, out_val=out)//2
 
 # %% ../nbs/07_costs.ipynb #e746e5f7
 class _Counter(TorchDispatchMode):
@@ -121,7 +120,7 @@ class LayerCost:
     shape:tuple|None
     calls:int
 
-# %% ../nbs/07_costs.ipynb #82cf284e
+# %% ../nbs/07_costs.ipynb #4af7a862
 class LayerCosts:
     "MACs and parameters layer by layer; prints as a table."
     def __init__(self,
@@ -133,6 +132,10 @@ class LayerCosts:
     def macs(self) -> int: return sum(r.macs for r in self.rows)
     @property
     def params(self) -> int: return sum(r.params for r in self.rows)
+    def tree(self) -> dict:
+        "MACs by module name, children included; the network itself is `''`. Modules that cost nothing are left out."
+        total = {r.name: sum(o.macs for o in self.rows if not r.name or f"{o.name}.".startswith(f"{r.name}.")) for r in self.rows}
+        return {n: m for n,m in total.items() if m}
     def __getitem__(self, name:str) -> LayerCost: return next(r for r in self.rows if r.name == name)
     def table(self) -> str:
         "A markdown table of the layers that hold parameters or cost MACs."
@@ -161,20 +164,22 @@ def layer_costs(
     return LayerCosts([LayerCost(n, type(m).__name__, params.get(n, 0), counter.macs.get(n, 0), counter.shape.get(n), counter.calls.get(n, 0)) for n,m in net.named_modules()],
                       convention, tuple(sorted(counter.ignored)))
 
-# %% ../nbs/07_costs.ipynb #27740fc2
+# %% ../nbs/07_costs.ipynb #729b3881
 def count_macs(
     net:nn.Module, # any module, on any device: "meta" counts without computing
     *inputs:torch.Tensor, # one example batch; divide by its length for a sample's MACs
     convention:str="input", # transposed convolutions at their "input" or "output" resolution
+    by_layer:bool=False, # return the `tree` of `layer_costs` instead: a dict of MACs by module name, children included
     ignore:tuple=(), # operators to accept as free, e.g. ("aten.grid_sampler_2d",)
-) -> int: # of the whole batch
+): # of the whole batch
     """Multiply-adds of one forward pass; raises `NotImplementedError` where it cannot count.
 
     >>> up = nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1)
     >>> count_macs(up, torch.zeros(1,6,8,8)), count_macs(up, torch.zeros(1,6,8,8), convention="output")
     (24576, 98304)
     """
-    return layer_costs(net, *inputs, convention=convention, ignore=ignore).macs
+    costs = layer_costs(net, *inputs, convention=convention, ignore=ignore)
+    return costs.tree() if by_layer else costs.macs
 
 # %% ../nbs/07_costs.ipynb #80cd9a6d
 @dataclass(frozen=True)

@@ -171,21 +171,21 @@ def weights_hash(
     "Twelve hex digits that change with any weight or layer of `net`."
     return _digest(net.state_dict(), repr(net))
 
-# %% ../nbs/08_metrics.ipynb #f3a0f671
+# %% ../nbs/08_metrics.ipynb #ed2d577e
 class Extractor:
     "Pictures `(b, c, h, w)` in [-1, 1] to features `(b, d)` in double precision on the CPU: centre crop, resize, network."
     def __init__(self,
         net, # module with `features(x) -> (b, d)`, else any callable `x -> (b, d)`
         size:int|None=None, # resize to this side first; None: `net.config["size"]` if there is one, else pictures are left as they are
         crop:int|None=None, # side of a central square cut out before that; None: no crop
-        name:str|None=None, # for the protocol; None: class and hash. A plain function, which has no weights to hash, needs one
+        name:str|None=None, # for the protocol, which adds a module's hash; None: its class. A plain function, which has no weights to hash, needs one
         resize_note:str|None=None, # what the network itself does to sizes, for the protocol
     ):
         if not callable(net): raise TypeError(f"Extractor: expected a module or a function, got {type(net).__name__}")
         if name is None and not isinstance(net, nn.Module): raise ValueError("Extractor: a plain function has no weights to hash; name it for the protocol: Extractor(f, name=...)")
         size = size or getattr(net, "config", {}).get("size")
         store_attr("net,size,crop,resize_note"); self._given = name; self.name = self._name()
-    def _name(self): return self._given or f"{type(self.net).__name__}:{weights_hash(self.net)}"
+    def _name(self): return f"{self._given or type(self.net).__name__}:{weights_hash(self.net)}" if isinstance(self.net, nn.Module) else self._given
     def check_unchanged(self):
         "Raise `RuntimeError` if the network's weights are not those of the start."
         if self._name() != self.name: raise RuntimeError(f"extractor {self.name} was changed after the reference was read; make a new metric")
