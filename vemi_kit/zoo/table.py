@@ -84,10 +84,13 @@ def plot_latency(
     if not rows: raise ValueError("plot_latency: no row was timed; make them with architecture_row(name, timed=True)")
     fig, ax = plt.subplots(figsize=(7,4.5), layout="constrained")
     xs, ys = [r["macs"]/1e9 for r in rows], [r["latency"].ms for r in rows]
-    for speed in (1,10,100,1000): ax.plot([min(xs)/2, max(xs)*2], [m/speed*1e3 for m in (min(xs)/2, max(xs)*2)], ":", color=".8", lw=1); ax.text(max(xs)*2, max(xs)*2/speed*1e3, f"{speed} GMACs/s", fontsize=6, color=".5", clip_on=True)
+    ends = min(xs)/2, max(xs)*8                                              # room for names on the right
+    for speed in (1,10,100,1000):
+        ax.plot(ends, [m/speed*1e3 for m in ends], ":", color=".8", lw=1)
+        ax.text(ends[1], ends[1]/speed*1e3, f"{speed} GMACs/s ", fontsize=6, color=".5", ha="right", clip_on=True)
     ax.loglog(xs, ys, "o", ms=4)
     for r,x,y in zip(rows, xs, ys): ax.annotate(r["name"], (x, y), fontsize=6, xytext=(3,3), textcoords="offset points")
-    ax.set(xlabel="GMACs a sample", ylabel="ms", ylim=(min(ys)/3, max(ys)*3), title=f"{rows[0]['latency'].conditions}, {platform.machine()}")
+    ax.set(xlabel="GMACs a sample", ylabel="ms", xlim=ends, ylim=(min(ys)/3, max(ys)*6), title=f"{rows[0]['latency'].conditions}, {platform.machine()}")
     return fig
 
 # %% ../../nbs/19_zoo.table.ipynb #fcd3db54
