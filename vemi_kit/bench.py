@@ -57,7 +57,7 @@ class Referee:
         self.t = self.t[:n]
         self.fd_teacher = FrechetDistance(other.cpu(), f"teacher, {n} other latents", seed=seed)     # not the latents that students are judged on
         self.fd_real = FrechetDistance(digits(16, "all")[0], "all 1797 digits", seed=seed)
-        self.floor = dict(frechet_teacher=self.fd_teacher(self.t.cpu()), frechet_real=self.fd_real(self.t.cpu()))    # what the teacher itself would score
+        self.floor = dict(frechet_teacher=float(self.fd_teacher(self.t.cpu())), frechet_real=float(self.fd_real(self.t.cpu())))    # what the teacher itself would score
 
     def __call__(self,
         student, # network to judge
@@ -65,7 +65,7 @@ class Referee:
         "Judge: distribution, fidelity, conditional information."
         with frozen(student), torch.no_grad(): s = torch.cat([student(z) for z in self.z.split(512)])
         e = conditional_bound(self.t, s, NOISE_FLOOR)
-        return dict(frechet_teacher=self.fd_teacher(s.cpu()), frechet_real=self.fd_real(s.cpu()), **fidelity(self.t, s),
+        return dict(frechet_teacher=float(self.fd_teacher(s.cpu())), frechet_real=float(self.fd_real(s.cpu())), **fidelity(self.t, s),
                     nats_per_dim=e.mean/e.d, nats_per_dim_se=e.se/e.d)
     @property
     def protocols(self): return [str(f.protocol(self.n)) for f in (self.fd_teacher, self.fd_real)]

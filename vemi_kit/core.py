@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'default_device', 'check_images', 'check_finite', 'require', 'weights_path',
-           'save_nets', 'read_config', 'load_nets', 'frozen', 'process_index', 'sync_buffers', 'sync_grads',
-           'image_grid', 'show_images', 'explore']
+           'save_nets', 'read_config', 'load_state', 'load_nets', 'frozen', 'process_index', 'sync_buffers',
+           'sync_grads', 'image_grid', 'show_images', 'explore']
 
 # %% ../nbs/00_core.ipynb #bc8f229e
 import functools, importlib, json, random
@@ -132,6 +132,20 @@ def read_config(
     with safe_open(path, "pt") as f: return json.loads((f.metadata() or {}).get(name, "{}"))
 
 # %% ../nbs/00_core.ipynb #3c4ea250
+def load_state(
+    net:nn.Module, # network to fill in place
+    state:dict, # tensors by name
+    source:str="state", # how the message calls where they come from
+    names:dict|None=None, # {name in `net`: name in `state`}; names that are left out are the same in both
+):
+    "Fill `net` strictly: raises `ValueError` with the missing, unknown or misshaped names, as `state` calls them."
+    want = {(names or {}).get(k,k): (k,v) for k,v in net.state_dict().items()}
+    some = lambda x: f"{x[:8]}" + (f" and {len(x)-8} more" if len(x) > 8 else "")
+    missing, unknown = sorted(want.keys()-state.keys()), sorted(state.keys()-want.keys())
+    shapes = [f"{n}: file {tuple(state[n].shape)}, network {tuple(v.shape)}" for n,(_,v) in want.items() if n in state and state[n].shape != v.shape]
+    if missing or unknown or shapes: raise ValueError(f"{source} does not fit. Missing: {some(missing)}; unknown: {some(unknown)}; other shape: {some(shapes)}")
+    net.load_state_dict({k: state[n] for n,(k,_) in want.items()})
+
 def load_nets(
     path:str|Path, # file written by `save_nets`
     **nets:nn.Module, # networks to fill, under the names they were saved with
@@ -140,13 +154,7 @@ def load_nets(
     if not Path(path).exists(): raise FileNotFoundError(f"no weights file {str(path)!r}")
     with safe_open(path, "pt") as f: state = {k: f.get_tensor(k) for k in f.keys()}
     for name,net in nets.items():
-        own  = {k.removeprefix(f"{name}."): v for k,v in state.items() if k.startswith(f"{name}.")}
-        want = net.state_dict()
-        missing, unknown = sorted(want.keys()-own.keys()), sorted(own.keys()-want.keys())
-        shapes = [f"{k}: file {tuple(own[k].shape)}, network {tuple(v.shape)}" for k,v in want.items() if k in own and own[k].shape != v.shape]
-        if missing or unknown or shapes:
-            raise ValueError(f"{path} does not fit network {name!r}. Missing: {missing[:5]}; unknown: {unknown[:5]}; other shape: {shapes[:5]}")
-        net.load_state_dict(own)
+        load_state(net, {k.removeprefix(f"{name}."): v for k,v in state.items() if k.startswith(f"{name}.")}, f"{path}, network {name!r}:")
 
 # %% ../nbs/00_core.ipynb #b607dc2a
 @contextmanager

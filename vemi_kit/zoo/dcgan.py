@@ -56,7 +56,7 @@ class SNGenerator(nn.Module):
     def forward(self, z):
         "Latents `(b, z_dim)` to pictures `(b, channels, size, size)` in [-1, 1]; `ValueError` for other shapes."
         if z.ndim != 2 or z.shape[1] != self.z_dim: raise ValueError(f"SNGenerator: expected latents (b, {self.z_dim}), got {tuple(z.shape)}")
-        return torch.tanh(self.conv(F.relu(self.bn(self.blocks(self.linear(z).view(-1, self.width, 4, 4))))))
+        return torch.tanh(self.conv(F.relu(self.bn(self.blocks(self.linear(z).view(len(z), -1, 4, 4))))))
 
 # %% ../../nbs/10_zoo.dcgan.ipynb #8dad6034
 class DownBlock(nn.Module):
