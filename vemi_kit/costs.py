@@ -22,7 +22,7 @@ def count_params(
     "Number of learned parameters, biases included; a shared one counts once."
     return sum(p.numel() for p in net.parameters())
 
-# %% ../nbs/07_costs.ipynb #18253e48
+# %% ../nbs/07_costs.ipynb #93656ae7
 _FREE = set("""
     sum mean prod amax amin max min aminmax argmax argmin any all norm var std var_mean std_mean logsumexp cumsum cumprod cummax cummin logcumsumexp linalg_vector_norm sort topk kthvalue median count_nonzero
     _softmax _safe_softmax _log_softmax softmax log_softmax
@@ -35,10 +35,10 @@ _FREE = set("""
     upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa
     constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
     cat stack repeat roll flip tril triu im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle _reshape_copy _unsafe_view split_with_sizes_copy
-    unsafe_split unsafe_split_with_sizes unsafe_chunk resize set_ _reshape_alias repeat_interleave block_diag
+    unsafe_split unsafe_split_with_sizes unsafe_chunk resize set _reshape_alias repeat_interleave block_diag
     index index_select index_put _unsafe_index _unsafe_index_put _unsafe_masked_index gather scatter scatter_add scatter_reduce index_add index_copy index_fill masked_select masked_scatter masked_fill take embedding
     nonzero unique_dim _unique2 searchsorted bucketize bincount histc one_hot _pack_padded_sequence
-    copy _to_copy clone contiguous fill zero lift lift_fresh lift_fresh_copy detach detach_ empty empty_strided zeros ones full arange linspace logspace eye scalar_tensor tril_indices triu_indices
+    copy _to_copy clone contiguous fill zero lift lift_fresh lift_fresh_copy detach empty empty_strided zeros ones full arange linspace logspace eye scalar_tensor tril_indices triu_indices
     empty_like zeros_like ones_like full_like new_empty new_empty_strided new_zeros new_ones new_full
     rand randn randint randperm rand_like randn_like randint_like normal uniform bernoulli multinomial exponential random normal_functional
     _local_scalar_dense item equal is_same_size _assert_async _assert_scalar _assert_tensor_metadata sym_size sym_numel sym_stride isfinite isnan
