@@ -54,9 +54,9 @@ def cells(path):
 
 
 def number(name):
-    "Reading order: 30_methods.base -> 30; tutorials and index come last."
-    m = re.match(r"(\d+)", name)
-    return int(m.group(1)) if m else 1000
+    "Reading order: 30_methods.base -> (30, ''), 03b_tilted -> (3, 'b'); tutorials and index come last."
+    m = re.match(r"(\d+)([a-z]?)_", name)
+    return (int(m.group(1)), m.group(2)) if m else (1000, "")
 
 
 MODULE = {}
