@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEPTHS', 'IMPORTANCES', 'with_width', 'Budget', 'shrink', 'Coupled', 'couplings', 'saliency', 'channel_scores', 'cut',
-           'prune', 'load_pruned', 'Taps', 'FeatureAdaptors', 'match_layers', 'feature_adaptors']
+           'prune', 'load_pruned', 'module_key', 'Taps', 'FeatureAdaptors', 'match_layers', 'feature_adaptors']
 
 # %% ../nbs/20_students.ipynb #49aa58eb
 from copy import deepcopy
@@ -322,6 +322,12 @@ def load_pruned(
     return net.eval()
 
 # %% ../nbs/20_students.ipynb #d08c2235
+def module_key(
+    layer:str, # name of a layer; "" is the whole network
+) -> str:
+    "A name under which a `ModuleDict` takes what belongs to this layer."
+    return layer.replace(".","/") or "/"
+
 class Taps:
     "Within `with taps:`, keeps what the named layers of a network compute, in float32: `taps.seen[name]`. Another block starts afresh; outputs that are no tensors stay as they are."
     def __init__(self,
@@ -346,7 +352,7 @@ class FeatureAdaptors(nn.ModuleDict):
         student:nn.Module, # network that learns
         layers:dict, # {layer of the teacher: (layer of the student, teacher's channels, student's channels)}
     ):
-        super().__init__({k.replace(".","/"): nn.Conv2d(s, t, 1) for k,(_,t,s) in layers.items()})           # a ModuleDict takes no dots
+        super().__init__({module_key(k): nn.Conv2d(s, t, 1) for k,(_,t,s) in layers.items()})
         self.layers = {k: s for k,(s,_,_) in layers.items()}
         self.taps = (Taps(teacher, self.layers), Taps(student, self.layers.values()))     # in a tuple: the networks' weights are not the adaptors' own
     def __enter__(self):
@@ -359,7 +365,7 @@ class FeatureAdaptors(nn.ModuleDict):
         student:dict, # {layer: features} of the student
     ) -> dict: # {teacher's layer: (teacher's features, the student's, translated), each (b, c, h, w)}
         "Pairs of features that can be compared."
-        return {k: (teacher[k], self[k.replace(".","/")](student[s])) for k,s in self.layers.items()}
+        return {k: (teacher[k], self[module_key(k)](student[s])) for k,s in self.layers.items()}
     def pairs(self) -> dict: # {teacher's layer: (teacher's features, the student's, translated), each (b, c, h, w)}
         "What the last forward pass of each network within the block computed; `RuntimeError` if one has not run."
         for who,t in zip(("teacher","student"), self.taps):
