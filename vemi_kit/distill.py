@@ -24,6 +24,13 @@ from .methods.l1 import L1, L2
 from .methods.vid import VID
 from .methods.vem import VEMethod
 from .methods.adversarial import Adversarial
+from .methods.features import Features
+from .methods.vid import VIDFeatures
+from .methods.perceptual import Perceptual, Style, SSIM, TotalVariation
+from .methods.relations import Channel, Attention, Similarity, CRD
+from .methods.cat import CAT
+from .methods.omgd import OMGD
+from .methods.cagc import CAGC
 
 # %% ../nbs/40_distill.ipynb #d7d2f0b4
 class Callback:

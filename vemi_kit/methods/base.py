@@ -74,7 +74,7 @@ class Reader:
 # %% ../../nbs/30_methods.base.ipynb #a7043f45
 class Method(nn.Module):
     "A distillation method: `prepare(teacher, student, batch, t, s)` once, then `loss(batch, t, s, features) -> (scalar, figures)` for each batch. Subclasses register under their `name`."
-    name, registry, read, layers = "", {}, Reader(), {}    # `read`: how networks are called, set by the Objective; `layers`: {teacher's layer: student's layer}, what the loop shall listen to, known after `prepare`
+    name, registry, read, layers = "", {}, Reader(), {}    # `read`: how networks are called, set by the Objective; `layers`: {teacher's layer (a number: none): student's layer}, what the loop shall listen to, known after `prepare`
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
         if cls.name: Method.registry[cls.name] = cls
@@ -162,7 +162,7 @@ class Objective(nn.Module):
     def layers(self) -> tuple:
         "Names of the teacher's and of the student's layers that the methods want to see."
         pairs = [p for m in self.methods.values() for p in m.layers.items()]
-        return list(dict.fromkeys(a for a,_ in pairs)), list(dict.fromkeys(b for _,b in pairs))
+        return list(dict.fromkeys(a for a,_ in pairs if isinstance(a, str))), list(dict.fromkeys(b for _,b in pairs))
 
     def notes(self) -> dict:
         "What the methods have to say, by name."
