@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['deeper', 'OMGD']
 
-# %% ../../nbs/38_methods.omgd.ipynb #aefc9642
+# %% ../../nbs/38_methods.omgd.ipynb #ca016f67
 from copy import deepcopy
 import torch, torch.nn.functional as F
 from torch import nn
@@ -14,17 +14,17 @@ from .base import Method
 from .adversarial import Adversarial
 from .perceptual import Perceptual, Style, SSIM, TotalVariation
 from .relations import Channel
-from ..students import DEPTHS, Taps, with_width
+from ..students import Taps, with_width
 
-# %% ../../nbs/38_methods.omgd.ipynb #5b2cb0c5
+# %% ../../nbs/38_methods.omgd.ipynb #aef9acf9
 def deeper(
     student:nn.Module, # network of the zoo with a number of blocks
     more:int=2, # times as deep
 ) -> nn.Module:
-    "A fresh network of the student's width, `more` times as deep; `TypeError` or `ValueError` if its family has no depth or the student was pruned."
-    depth = next((student.config[k] for k in DEPTHS if k in getattr(student, "config", {})), None)
-    if depth is None: raise TypeError(f"deeper: {type(student).__name__} has no number of blocks; give teachers= to OMGD yourself")
-    return with_width(student, depth=more*depth)
+    "A fresh network of the student's width, `more` times as deep; `TypeError` if its family has no number of blocks (a U-Net's halvings are tied to the size of the picture), `ValueError` if the student was pruned."
+    config = getattr(student, "config", {})
+    if "n_blocks" not in config: raise TypeError(f"deeper: {type(student).__name__} has no number of blocks to raise; give OMGD teachers={{'wide': ..., 'deep': ...}} yourself")
+    return with_width(student, depth=more*config["n_blocks"])
 
 class OMGD(Method):
     """Online distillation from teachers that train beside the student (OMGD, arXiv 2108.06908): SSIM 10, style 1e4, perceptual 10, total variation 1e-5 for each teacher, and `channel` for the first.
