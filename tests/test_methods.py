@@ -96,7 +96,7 @@ def run(t, formula, n_steps=6, lr=2e-3, **kw):
     set_seed(0)
     teacher, student = t["teacher"], copy.deepcopy(t["student"])
     names = [f.split("*")[-1].strip() for f in formula.split("+")]
-    objective = Objective(formula, **{k: t[k] for k in ("adversarial", "omgd") if k in names})
+    objective = Objective(formula, **{k: t[k] for k in ("adversarial", "omgd") if k in names}, vem=dict(n_steps=4))
     was = [copy.deepcopy(list(n.state_dict().values())) for n in (teacher, student)]
     r = distill(teacher, student, Same(t["batch"]), objective, n_steps=n_steps, lr=lr, device="cpu", progress=False, log_every=n_steps-1, **t.get("kw", {}), **kw)
     return r, *was
