@@ -91,7 +91,7 @@ def demo_run(
     start = time.perf_counter()
     Distiller(teacher, student, objective, Latents(teacher.z_dim, batch_size, seed), n_steps, lr=lr, seed=seed, device=referee.z.device,
               callbacks=[history, held_out, Progress(f"{formula}, seed {seed}", keys=("l1","vid","vem/gap"))]).fit()
-    record = dict(methods=formula, seed=seed, n_steps=n_steps, batch_size=batch_size, lr=lr, seconds=time.perf_counter()-start, figures=referee(student), held_out=held_out.rows, history=history.rows)
+    record = dict(methods=formula, notes=objective.notes(), seed=seed, n_steps=n_steps, batch_size=batch_size, lr=lr, seconds=time.perf_counter()-start, figures=referee(student), held_out=held_out.rows, history=history.rows)
     return student, record
 
 # %% ../nbs/80_bench.ipynb #05866a69
@@ -197,6 +197,7 @@ def write_report(
     steps = f"{r['n_steps']} steps of {r['batch_size']} latents, learning rate {r['lr']:g}" if r else f"{settings['steps']} steps"
     tables = results_table(records, referee.floor) if records else "No run has finished."
     said = "\n".join("- " + v for v in verdicts(records))
+    notes = sorted({f"{k}: {v}" for x in records for k,v in x["notes"].items()})
     md = f"""# Distilling the digits GAN: {head}
 
 Command: `{settings['command']}`. Student: width {settings['width']}, {costs.macs_ratio:.1f} times fewer MACs. Each run: {steps}; methods with the same seed share
@@ -211,7 +212,7 @@ Fréchet distances are estimates; the last row shows what the teacher itself sco
 The VEM term is the paper's preset (arXiv 2303.16050); at this size its settings, made for 256x256 pictures, are not tuned.
 
 Protocols:
-{chr(10).join('- ' + p for p in referee.protocols)}
+{chr(10).join('- ' + p for p in [*referee.protocols, *notes])}
 
 ![teacher and students on the same latents](samples.png)
 {'![curves](curves.png)' if records else ''}

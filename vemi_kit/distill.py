@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'Progress', 'History', 'Pictures', 'Checkpoint', 'Distiller', 'distill']
 
 # %% ../nbs/40_distill.ipynb #5fc1f405
-import copy, json, os, signal, threading
+import copy, json, os, signal, threading, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -18,11 +18,19 @@ from tqdm.auto import tqdm
 from .core import default_device, set_seed, frozen, check_images, check_finite, show_images, sync_grads, sync_buffers
 from .data import Stream
 from .schedules import Plan, cosine
-from .methods.base import Objective, Method
+from .methods.base import Objective, Method, Reader
+from .students import Taps
 from .methods.l1 import L1, L2
 from .methods.vid import VID
 from .methods.vem import VEMethod
 from .methods.adversarial import Adversarial
+from .methods.features import Features
+from .methods.vid import VIDFeatures
+from .methods.perceptual import Perceptual, Style, SSIM, TotalVariation
+from .methods.relations import Channel, Attention, Similarity, CRD
+from .methods.cat import CAT
+from .methods.omgd import OMGD
+from .methods.cagc import CAGC
 
 # %% ../nbs/40_distill.ipynb #d7d2f0b4
 class Callback:
@@ -161,12 +169,16 @@ class Distiller:
         device=None, # None: the best there is
         mixed_precision:str="no", # "no", "bf16" or "fp16": for the two networks; losses and energies stay float32
         log_every:int=10, # steps between logged rows, which also measure gradient shares
+        inputs=None, # which parts of a batch the networks take, see `Reader`; None: found out from their forward
+        output=None, # which part of what they return are the pictures, see `Reader`; None: the only one
+        value_range:tuple|None=(-1,1), # of their pictures, mapped to [-1, 1] for the methods; None takes them as they are
     ):
         if n_steps < 1: raise ValueError(f"Distiller: n_steps >= 1 expected, got {n_steps}")
         self.accelerator = _accelerator(device, mixed_precision)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.teacher, self.student = teacher.to(self.device), student.to(self.device)
         self.objective = methods if isinstance(methods, Objective) else Objective(methods)
+        self.read = Reader(inputs, output, value_range)
         self.data = data if hasattr(data, "batch") else Stream(data, seed)
         self.n_steps, self.lr, self.betas, self.seed, self.log_every = n_steps, lr, betas, seed, log_every
         plan = plan if isinstance(plan, Plan) else Plan(plan)
@@ -183,15 +195,14 @@ def _batch(self:Distiller, i):
     def put(x):
         if len(x) % n: raise ValueError(f"Distiller: a batch of {len(x)} cannot be shared equally among {n} processes; choose a multiple")
         return x.to(self.device).chunk(n)[k]
+    if isinstance(b, dict): return {k: put(x) if torch.is_tensor(x) else x for k,x in b.items()}
     if isinstance(b, (tuple,list)): return tuple(put(x) if torch.is_tensor(x) else x for x in b)
-    return put(b)
+    return put(b) if torch.is_tensor(b) else b
 
 @patch
 def _forward(self:Distiller, net, batch):
-    x = batch[0] if isinstance(batch, tuple) else batch
-    with self.accelerator.autocast(): y = net(x)
-    if not torch.is_tensor(y): raise TypeError(f"Distiller: {type(net).__name__} returned {type(y).__name__}; expected a tensor of pictures (b, c, h, w), so wrap it in a module that returns its pictures")
-    return y.float()
+    with self.accelerator.autocast(): y = self.read.call(net, batch)
+    return self.read.pictures(y, f"Distiller: {type(net).__name__}")
 
 @patch
 def _prepare(self:Distiller):
@@ -200,11 +211,14 @@ def _prepare(self:Distiller):
     with torch.no_grad():
         t = self._forward(self.teacher, batch)
         s = self._forward(copy.deepcopy(self.student), batch)        # a copy: looking must not move batch-norm statistics
-    check_images(t, "Distiller: the teacher's pictures")
+    try: check_images(t, "Distiller: the teacher's pictures", value_range=self.read.value_range and (-1,1))
+    except ValueError as e: raise ValueError(f"{e}; or pass value_range=, what the networks give, or None to take pictures as they are") from None
+    if self.read.value_range == (-1,1) and t.min() >= 0 and t.max() > .5: warnings.warn("Distiller: the teacher's pictures have no value below 0; if they are meant for [0, 1], pass value_range=(0,1)")
     if s.shape != t.shape: raise ValueError(f"Distiller: teacher and student should give equal shapes, got {tuple(t.shape)} and {tuple(s.shape)}")
     check_finite(s, "Distiller: the student's pictures")
     self.objective.to(self.device)
-    self.objective.prepare(self.teacher, self.student, batch, t, s)
+    self.objective.prepare(self.teacher, self.student, batch, t, s, self.read)
+    self.taps = [Taps(net, names) for net,names in zip((self.teacher, self.student), self.objective.layers)]
     groups = [dict(params=list(self.student.parameters()))] + [g if isinstance(g, dict) else dict(params=[g]) for g in self.objective.student_parameters()]
     self.opt = self.accelerator.prepare_optimizer(torch.optim.Adam(groups, lr=self.lr, betas=self.betas))
     self.identity = self._identity()
@@ -216,9 +230,9 @@ def one_step(self:Distiller) -> dict:
     "One student step; returns its figures."
     knobs, logged = self.plan.apply(self.step, **self.owners), self.step % self.log_every == 0
     batch = self._batch(self.step)
-    with torch.no_grad(): t = self._forward(self.teacher, batch)
-    s = self._forward(self.student, batch)
-    loss, figures = self.objective.loss(batch, t, s, shares=logged)
+    with self.taps[0], torch.no_grad(): t = self._forward(self.teacher, batch)
+    with self.taps[1]: s = self._forward(self.student, batch)
+    loss, figures = self.objective.loss(batch, t, s, dict(teacher=self.taps[0].seen, student=self.taps[1].seen), shares=logged)
     self.opt.zero_grad(); self.accelerator.backward(loss)
     sync_grads(p for g in self.opt.param_groups for p in g["params"])
     self.opt.step()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEPTHS', 'IMPORTANCES', 'with_width', 'Budget', 'shrink', 'Coupled', 'couplings', 'saliency', 'channel_scores', 'cut',
-           'prune', 'load_pruned', 'FeatureAdaptors', 'feature_adaptors']
+           'prune', 'load_pruned', 'module_key', 'Taps', 'FeatureAdaptors', 'match_layers', 'feature_adaptors']
 
 # %% ../nbs/20_students.ipynb #49aa58eb
 from copy import deepcopy
@@ -322,6 +322,27 @@ def load_pruned(
     return net.eval()
 
 # %% ../nbs/20_students.ipynb #d08c2235
+def module_key(
+    layer:str, # name of a layer; "" is the whole network
+) -> str:
+    "A name under which a `ModuleDict` takes what belongs to this layer."
+    return layer.replace(".","/") or "/"
+
+class Taps:
+    "Within `with taps:`, keeps what the named layers of a network compute, in float32: `taps.seen[name]`. Another block starts afresh; outputs that are no tensors stay as they are."
+    def __init__(self,
+        net:nn.Module, # network to listen to
+        names, # of its layers; `""` is the network itself
+    ): self.net, self.names, self.seen, self.hooks = net, list(names), {}, []
+    def _keep(self, name, out): self.seen[name] = out.float() if torch.is_tensor(out) and out.is_floating_point() else out
+    def __enter__(self):
+        self.seen = {}
+        self.hooks = [self.net.get_submodule(n).register_forward_hook(lambda m, i, out, n=n: self._keep(n, out)) for n in self.names]
+        return self
+    def __exit__(self, *args):
+        for h in self.hooks: h.remove()
+        self.hooks.clear()
+
 class FeatureAdaptors(nn.ModuleDict):
     """1x1 convolutions from a student's features to its teacher's, made by `feature_adaptors`.
 
@@ -331,33 +352,32 @@ class FeatureAdaptors(nn.ModuleDict):
         student:nn.Module, # network that learns
         layers:dict, # {layer of the teacher: (layer of the student, teacher's channels, student's channels)}
     ):
-        super().__init__({k.replace(".","/"): nn.Conv2d(s, t, 1) for k,(_,t,s) in layers.items()})           # a ModuleDict takes no dots
-        self.layers, self.seen, self.hooks = {k: s for k,(s,_,_) in layers.items()}, ({}, {}), []
-        self.nets = (teacher, student)                                       # in a tuple, so that their weights are not the adaptors' own
+        super().__init__({module_key(k): nn.Conv2d(s, t, 1) for k,(_,t,s) in layers.items()})
+        self.layers = {k: s for k,(s,_,_) in layers.items()}
+        self.taps = (Taps(teacher, self.layers), Taps(student, self.layers.values()))     # in a tuple: the networks' weights are not the adaptors' own
     def __enter__(self):
-        for seen,net,names in zip(self.seen, self.nets, (self.layers.keys(), self.layers.values())):
-            seen.clear()
-            self.hooks += [net.get_submodule(n).register_forward_hook(lambda m, i, out, n=n, seen=seen: seen.__setitem__(n, out)) for n in names]
+        for t in self.taps: t.__enter__()
         return self
     def __exit__(self, *args):
-        for h in self.hooks: h.remove()
-        self.hooks.clear()
+        for t in self.taps: t.__exit__()
+    def translate(self,
+        teacher:dict, # {layer: features} of the teacher
+        student:dict, # {layer: features} of the student
+    ) -> dict: # {teacher's layer: (teacher's features, the student's, translated), each (b, c, h, w)}
+        "Pairs of features that can be compared."
+        return {k: (teacher[k], self[module_key(k)](student[s])) for k,s in self.layers.items()}
     def pairs(self) -> dict: # {teacher's layer: (teacher's features, the student's, translated), each (b, c, h, w)}
         "What the last forward pass of each network within the block computed; `RuntimeError` if one has not run."
-        for who,seen in zip(("teacher","student"), self.seen):
-            if not seen: raise RuntimeError(f"FeatureAdaptors: the {who} has not run; call it within 'with adaptors:'")
-        return {k: (self.seen[0][k], self[k.replace(".","/")](self.seen[1][s])) for k,s in self.layers.items()}
+        for who,t in zip(("teacher","student"), self.taps):
+            if not t.seen: raise RuntimeError(f"FeatureAdaptors: the {who} has not run; call it within 'with adaptors:'")
+        return self.translate(*[t.seen for t in self.taps])
 
 # %% ../nbs/20_students.ipynb #1953ac23
-def _outputs(net, sample):
-    "{name: output} of all modules that ran, and the network's output."
-    seen, hooks = {}, []
-    for n,m in net.named_modules():
-        if n: hooks.append(m.register_forward_hook(lambda m, i, out, n=n: seen.__setitem__(n, out)))
-    try:
-        with frozen(net), torch.no_grad(): return seen, net(sample)
-    finally:
-        for h in hooks: h.remove()
+def _outputs(net, sample, call):
+    "{name: output} of all modules that ran, and the tensors that the network gives."
+    with Taps(net, [n for n,_ in net.named_modules()]) as taps, frozen(net), torch.no_grad(): call(net, sample)
+    out = taps.seen[""]
+    return taps.seen, list(out.values()) if isinstance(out, dict) else list(out) if isinstance(out, (tuple,list)) else [out]
 
 def _stages(net):
     "Names of the children, and of the members of lists of modules, that hold parameters."
@@ -365,25 +385,43 @@ def _stages(net):
         if isinstance(m, nn.ModuleList): yield from (f"{n}.{k}" for k,_ in m.named_children())
         elif any(True for _ in m.parameters()): yield n
 
-def feature_adaptors(
+def match_layers(
     teacher:nn.Module, # network that is learned from
     student:nn.Module, # network that learns
-    sample:torch.Tensor, # example input of both
+    sample, # example input of both
     layers=None, # names that both have, or {teacher's name: student's name}; None: all stages that both have and that give maps of equal sides
-) -> FeatureAdaptors: # to be trained together with the student, on its device
-    "Adaptors for these layers, their channels probed with `sample`; `ValueError` for layers that do not exist, do not run, or whose features are no maps of equal sides."
-    (ts, t_out), (ss, s_out) = _outputs(teacher, sample), _outputs(student, sample)
+    call=lambda net, sample: net(sample), # how a network takes the sample
+    name:str="match_layers", # how messages call the caller
+) -> dict: # {layer of the teacher: (layer of the student, teacher's channels, student's channels)}
+    "Layers to compare, their channels probed with `sample`; `ValueError` for layers that do not exist, do not run, or whose features are no maps of equal sides."
+    (ts, t_out), (ss, s_out) = _outputs(teacher, sample, call), _outputs(student, sample, call)
     is_map = lambda a, b: torch.is_tensor(a) and torch.is_tensor(b) and a.ndim == b.ndim == 4 and a.shape[2:] == b.shape[2:]
     if layers is None:
-        there = set(_stages(student))
-        layers = [n for n in _stages(teacher) if n in there and n in ts and n in ss and is_map(ts[n], ss[n]) and ts[n] is not t_out and ss[n] is not s_out]
-        if not layers: raise ValueError(f"feature_adaptors: {type(teacher).__name__} and {type(student).__name__} have no stages in common; name pairs in layers={{teacher's: student's}}")
+        last = lambda n: any(ts[n] is o for o in t_out) or any(ss[n] is o for o in s_out)
+        def common(t, s, prefix=""):
+            there, res = set(_stages(s)), []
+            both = [prefix+n for n in _stages(t) if n in there and prefix+n in ts and prefix+n in ss]
+            res = [n for n in both if is_map(ts[n], ss[n]) and not last(n)]
+            return res or [k for n in both for k in common(teacher.get_submodule(n), student.get_submodule(n), f"{n}.")]      # a mere wrapper: look inside
+        layers = common(teacher, student)
+        if not layers: raise ValueError(f"{name}: {type(teacher).__name__} and {type(student).__name__} have no stages in common; name pairs in layers={{teacher's: student's}}")
     layers, found = layers if isinstance(layers, dict) else {n: n for n in layers}, {}
     for t,s in layers.items():
         for who,net,seen,n in (("teacher",teacher,ts,t), ("student",student,ss,s)):
-            if n not in dict(net.named_modules()): raise ValueError(f"feature_adaptors: the {who}, a {type(net).__name__}, has no layer {n!r}; its stages are {list(_stages(net))}")
-            if n not in seen: raise ValueError(f"feature_adaptors: layer {n!r} of the {who} did not run on the sample (a list of modules never does; name its members)")
+            if n not in dict(net.named_modules()): raise ValueError(f"{name}: the {who}, a {type(net).__name__}, has no layer {n!r}; its stages are {list(_stages(net))}")
+            if n not in seen: raise ValueError(f"{name}: layer {n!r} of the {who} did not run on the sample (a list of modules never does; name its members)")
         shape = lambda x: tuple(x.shape) if torch.is_tensor(x) else type(x).__name__
-        if not is_map(ts[t], ss[s]): raise ValueError(f"feature_adaptors: expected maps (b, c, h, w) of equal sides from {t!r} and {s!r}, got {shape(ts[t])} and {shape(ss[s])}")
+        if not is_map(ts[t], ss[s]): raise ValueError(f"{name}: expected maps (b, c, h, w) of equal sides from {t!r} and {s!r}, got {shape(ts[t])} and {shape(ss[s])}")
         found[t] = s, ts[t].shape[1], ss[s].shape[1]
-    return FeatureAdaptors(teacher, student, found).to(sample.device)
+    return found
+
+def feature_adaptors(
+    teacher:nn.Module, # network that is learned from
+    student:nn.Module, # network that learns
+    sample, # example input of both
+    layers=None, # see `match_layers`
+    **kw, # `call` of `match_layers`
+) -> FeatureAdaptors: # to be trained together with the student, on its device
+    "Adaptors for these layers; `ValueError` as in `match_layers`."
+    found = match_layers(teacher, student, sample, layers, name="feature_adaptors", **kw)
+    return FeatureAdaptors(teacher, student, found).to(next(student.parameters()).device)

@@ -1,0 +1,211 @@
+"Every method, alone and with VEM, on every kind of generator, through the same Distiller: small real runs."
+import copy
+import pytest, torch
+from torch import nn
+from vemi_kit.core import set_seed
+from vemi_kit.data import Batches, Latents, digits, faces, photo_crops, resize
+from vemi_kit.distill import Callback, History, distill
+from vemi_kit.methods.base import Method, Objective
+from vemi_kit.students import prune, shrink, with_width
+from vemi_kit.zoo.dcgan import SNDiscriminator, digits_teacher
+from vemi_kit.zoo.restorers import SRResNet
+from vemi_kit.zoo.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator, train_stylegan2
+from vemi_kit.zoo.translators import PatchGAN, ResNetGenerator, UNetGenerator
+
+
+class Same:
+    "One batch again and again, so that a loss that learns must fall."
+    def __init__(self, batch): self.items = batch
+    def batch(self, i): return self.items
+
+
+class Both(nn.Module):
+    "The two generators of a CycleGAN: unpaired (a, b) to (b-like, a-like)."
+    def __init__(self, a2b, b2a): super().__init__(); self.a2b, self.b2a = a2b, b2a
+    def forward(self, a, b): return self.a2b(a), self.b2a(b)
+
+
+def train(net, x, y, n=15):
+    "A few steps of L1 towards real pictures, so that a teacher is no noise."
+    opt = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(n):
+        loss = (net(x)-y).abs().mean(); opt.zero_grad(); loss.backward(); opt.step()
+    opt.zero_grad()
+    return net.eval()
+
+
+def unconditional():
+    teacher, disc = digits_teacher()
+    return dict(teacher=teacher, student=shrink(teacher, width=8), batch=Latents(64, 4).batch(0), adversarial=dict(discriminator=disc),
+                omgd=dict(discriminator=disc, real=Batches(digits(16)[0], 4), loss="hinge", reconstruction=0., teachers=dict(wide=teacher, narrow=shrink(teacher, width=16))))
+
+
+def stylegan2():
+    g, d = StyleGAN2Generator(16, 1, width=16, z_dim=16, n_mapping=2), StyleGAN2Discriminator(16, 1, width=16)
+    g, d, _ = train_stylegan2(g, d, Batches(faces(16), 8), n_steps=4, device="cpu")
+    g.noise_mode = g.config["noise"] = "stored"                                          # teacher and student see the same noise, call after call
+    adv = dict(discriminator=d, loss="logistic", r1=.1, real=Batches(faces(16), 8))
+    return dict(teacher=g, student=with_width(g, 6), batch=Latents(16, 8).batch(0), kw=dict(value_range=None), adversarial=adv,
+                omgd=dict(discriminator=d, real=adv["real"], loss="logistic", reconstruction=0., teachers=dict(wide=g)))
+
+
+def paired():
+    y = faces(16)[:8]; x = resize(resize(y, 6), 16)
+    net = lambda w, n=3: UNetGenerator(w, n, 1, 1)
+    adv = dict(discriminator=PatchGAN(8, 1, 2, norm="instance"), loss="lsgan", real="target", conditional=True)
+    deep = nn.Sequential(net(4), SRResNet(4, 1, 1, 1))                                    # a U-Net's levels are tied to the size: deeper means more after it
+    return dict(teacher=train(net(12), x, y), student=net(4), batch=(x, y), adversarial=adv,
+                omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10., teachers=dict(wide=net(12), deep=deep)))
+
+
+def unpaired():
+    a, b = digits(16)[0][:4], faces(16)[:4]
+    net = lambda w: Both(ResNetGenerator(w, 1, 1, 1), ResNetGenerator(w, 1, 1, 1))
+    teacher, disc = net(8), PatchGAN(8, 1, 1)
+    train(teacher.a2b, a, b, 8), train(teacher.b2a, b, a, 8)
+    return dict(teacher=teacher.eval(), student=net(4), batch=dict(a=a, b=b), kw=dict(output="all"), adversarial=dict(discriminator=disc, loss="lsgan"),
+                omgd=dict(discriminator=disc, real="teacher", reconstruction=0., teachers=dict(wide=teacher)))
+
+
+def restoration():
+    y = photo_crops(32, 8)[:4]; x = resize(y, 16)
+    disc = PatchGAN(8, 1, 3)
+    return dict(teacher=train(SRResNet(12, 2, 2), x, y), student=SRResNet(6, 1, 2), batch=(x, y), kw=dict(value_range=None), adversarial=dict(discriminator=disc, loss="lsgan", real="target"),
+                omgd=dict(discriminator=disc, reconstruction=10.))
+
+
+TASKS = dict(unconditional=unconditional, stylegan2=stylegan2, paired=paired, unpaired=unpaired, restoration=restoration)
+METHODS = ["l1", "l2", "ssim", "style", "perceptual", "tv", "vid", "vid_features", "features", "channel", "attention", "similarity", "crd", "cat", "cagc", "adversarial", "omgd"]
+GAMES = ("adversarial", "omgd")                                                           # somebody else moves, so the student's loss need not fall
+
+
+@pytest.fixture(scope="module")
+def task():
+    made = {}
+    def get(name):
+        if name not in made: set_seed(0); made[name] = TASKS[name]()
+        return made[name]
+    return get
+
+
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def run(t, formula, n_steps=6, lr=2e-3, **kw):
+    "A run in fresh copies; the finished run, the student as it was, and the teacher's state as it was."
+    set_seed(0)
+    teacher, student = t["teacher"], copy.deepcopy(t["student"])
+    names = [f.split("*")[-1].strip() for f in formula.split("+")]
+    objective = Objective(formula, **{k: t[k] for k in ("adversarial", "omgd") if k in names}, vem=dict(n_steps=4))
+    was = [copy.deepcopy(list(n.state_dict().values())) for n in (teacher, student)]
+    r = distill(teacher, student, Same(t["batch"]), objective, n_steps=n_steps, lr=lr, device="cpu", progress=False, log_every=n_steps-1, **t.get("kw", {}), **kw)
+    return r, *was
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_alone_and_with_vem(task, name, method):
+    t = task(name)
+    for formula in (method, f"{method} + vem"):
+        r, teacher_was, student_was = run(t, formula)
+        assert same(r.teacher.state_dict().values(), teacher_was) and all(p.grad is None and p.requires_grad for p in r.teacher.parameters())
+        assert not same([p for p in r.student.parameters()], [w for w, k in zip(student_was, r.student.state_dict()) if k in dict(r.student.named_parameters())])
+        first, last = r[History].rows[0], r[History].rows[-1]
+        if method not in GAMES: assert last[method] < first[method], (formula, first[method], last[method])
+        assert not any(m._forward_hooks for n in (r.teacher, r.student) for m in n.modules())
+        trained, methods = {id(p) for g in r.opt.param_groups for p in g["params"]}, r.objective.methods
+        assert {id(p) for p in r.student.parameters()} <= trained and not trained & {id(p) for p in r.teacher.parameters()}
+        if "vem" in formula:
+            vem = methods["vem"].vem
+            assert vem.n_updates == 6 and not trained & {id(p) for p in vem.energy.parameters()} and all(p.grad is None for p in vem.energy.parameters())
+            assert "vem/gap" in last and "vem/drift" in last
+        for m in methods.values():                                                        # what is private stays private: discriminators, online teachers, eyes
+            private = [p for k, c in m.named_children() if k in ("discriminator", "teachers", "critics", "eyes", "terms") for p in c.parameters()]
+            assert not trained & {id(p) for p in private}
+
+
+def test_every_method_is_tried():
+    import vemi_kit.methods as folder, pkgutil
+    ours = {k for k, v in Method.registry.items() if v.__module__.startswith("vemi_kit.")}
+    assert ours == {*METHODS, "vem"}, ours ^ {*METHODS, "vem"}
+    assert len(list(pkgutil.iter_modules(folder.__path__))) >= 10
+
+
+def test_one_forward_a_step(task):
+    "Features cost no further pass: each network runs once a step, however many methods listen."
+    t = task("paired")
+    counts = {}
+    for n in (3, 7):
+        student, calls = copy.deepcopy(t["student"]), dict(teacher=0, student=0)
+        hooks = [net.register_forward_pre_hook(lambda m, x, k=k: calls.__setitem__(k, calls[k]+1)) for k, net in (("teacher", t["teacher"]), ("student", student))]
+        distill(t["teacher"], student, Same(t["batch"]), "l1 + features + cat + crd + attention + vem", n_steps=n, device="cpu", progress=False)
+        counts[n] = dict(calls)
+        for h in hooks: h.remove()
+    assert {k: counts[7][k]-counts[3][k] for k in calls} == dict(teacher=4, student=4)
+
+
+def test_with_pruned_students(task):
+    "CAT and CAGC on students that were cut out of the teacher, StyleGAN2 included."
+    for name, formula, kw in (("unconditional", "5*l1 + cat + vem", dict(importance="scale")), ("stylegan2", "cagc + 0.01*adversarial + vem", dict(importance="content")), ("unconditional", "cagc + 0.01*adversarial", dict(importance="content"))):
+        t = dict(task(name)); t["student"] = prune(t["teacher"], macs_ratio=3, sample=t["batch"], **kw).train()
+        r, *_ = run(t, formula, n_steps=8)
+        key = "cat" if "cat" in formula else "cagc"
+        assert r[History][key][-1] < r[History][key][0]
+
+
+@pytest.mark.parametrize("formula", ["l1 + vid_features + crd + cat + vem", "omgd + vem"])
+def test_resumed_runs_end_alike(task, tmp_path, formula):
+    "State of adaptors, variances, embeddings, online teachers and their discriminators is in the checkpoint."
+    t = task("paired")
+    def go(n_cut=None, **kw):
+        class Stop(Callback):
+            def after_step(self, figures): self.run.stop = self.run.step == n_cut
+        set_seed(0)
+        student, objective = copy.deepcopy(t["student"]), Objective(formula, **({"omgd": t["omgd"]} if "omgd" in formula else {}))
+        try: return distill(t["teacher"], student, Same(t["batch"]), objective, n_steps=8, device="cpu", progress=False, callbacks=[Stop()], log_every=2, **kw)
+        except KeyboardInterrupt: return None
+    whole = go()
+    assert go(3, out=tmp_path) is None
+    again = go(out=tmp_path, resume=True)
+    assert same(whole.student.state_dict().values(), again.student.state_dict().values()) and whole[History].rows == again[History].rows
+
+
+class Labelled(nn.Module):
+    "Latent and label to a dict, pictures in [0, 1]."
+    def __init__(self, w): super().__init__(); self.emb, self.body = nn.Embedding(10, 8), nn.Sequential(nn.Linear(16, w), nn.ReLU(), nn.Linear(w, 64), nn.Sigmoid())
+    def forward(self, z, label): return dict(image=self.body(torch.cat([z, self.emb(label)], 1)).view(-1, 1, 8, 8), label=label)
+
+
+def test_conditional_inputs_dicts_and_other_ranges():
+    set_seed(0); teacher, student = Labelled(32), Labelled(4)
+    z, label = torch.randn(40, 8), torch.arange(40) % 10
+    for batch in (dict(z=z, label=label), (z, label), dict(label=label, z=z, extra=["text"])):
+        s = copy.deepcopy(student)
+        r = distill(teacher, s, Same(batch), "l1 + vem", n_steps=6, device="cpu", progress=False, log_every=5, value_range=(0, 1), lr=1e-2)
+        assert r[History]["l1"][-1] < r[History]["l1"][0]
+    with pytest.warns(UserWarning, match="value_range"): distill(teacher, s, Same(batch), "l1", n_steps=1, device="cpu", progress=False)
+    data = torch.utils.data.DataLoader([dict(z=a, label=b) for a, b in zip(z, label)], batch_size=8)
+    distill(teacher, s, data, "l1", n_steps=6, device="cpu", progress=False, value_range=(0, 1))
+
+
+@pytest.mark.parametrize("batch, kw, message", [
+    (dict(z=torch.randn(4, 8)), {}, "needs ['z', 'label'], the batch has ['z']"),
+    ((torch.randn(4, 8),), {}, "needs 2 inputs (z, label), the batch has 1"),
+    ((torch.randn(4, 8), torch.arange(4)), dict(output="picture"), "no output 'picture'; there are ['image', 'label']"),
+    ((torch.randn(4, 8), torch.arange(4)), dict(inputs=("z",)), "do not fit a batch"),
+    ("words", {}, "expected a batch that is a tensor, a tuple or a dict"),
+])
+def test_what_does_not_fit_is_said_before_work(batch, kw, message):
+    import re
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        distill(Labelled(8), Labelled(4), Same(batch), "l1", n_steps=2, device="cpu", progress=False, **kw)
+
+
+def test_methods_that_cannot_work_say_so(task):
+    t = task("unconditional"); one = Same(t["batch"][:1])
+    for formula in ("cat", "crd", "similarity"):
+        with pytest.raises(ValueError, match="two"): distill(t["teacher"], copy.deepcopy(t["student"]), one, formula, n_steps=1, device="cpu", progress=False)
+    with pytest.raises(ValueError, match="needs paired batches"):
+        distill(t["teacher"], copy.deepcopy(t["student"]), Same(t["batch"]), Objective("adversarial", adversarial=dict(t["adversarial"], real="target")), n_steps=1, device="cpu", progress=False)
+    with pytest.raises(TypeError, match="no number of blocks"):
+        distill(t["teacher"], copy.deepcopy(t["student"]), Same(t["batch"]), Objective("omgd", omgd=dict(discriminator=SNDiscriminator(16, 1, 8))), n_steps=1, device="cpu", progress=False)
