@@ -30,9 +30,12 @@ except ImportError as e: print(e)
 from vemi_kit.schedules import schedule_designer
 try: schedule_designer()
 except ImportError as e: print(e)
+from vemi_kit.students import prune
+try: prune(torch.nn.Conv2d(3, 3, 1), macs_ratio=2, sample=torch.zeros(1,3,8,8))
+except ImportError as e: print(e)
 """, tmp_path)
     assert r.returncode == 0, r.stderr
-    assert "pip install 'vemi_kit[demo]'" in r.stdout and "pip install 'vemi_kit[explore]'" in r.stdout
+    assert "pip install 'vemi_kit[demo]'" in r.stdout and "pip install 'vemi_kit[explore]'" in r.stdout and "pip install 'vemi_kit[prune]'" in r.stdout
 
 
 def test_missing_extra_stops_the_demo_with_the_pip_command(tmp_path):
