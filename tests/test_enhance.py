@@ -40,7 +40,7 @@ def student(tmp_path_factory):
 
 
 def test_installed_command_with_the_student_that_ships(tmp_path):
-    pictures(tmp_path/"in", 1)
+    pictures(tmp_path/"in", 1); (tmp_path/"x2").mkdir()                        # a folder called like the student: of a training run, say
     exe = shutil.which("vemi_enhance", path=os.path.dirname(sys.executable)) or shutil.which("vemi_enhance")
     assert exe, "console command not installed"
     r = subprocess.run([exe, "apply", "in", "--out", "out", "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENV)

@@ -63,7 +63,7 @@ def whole_file(
     try: yield part; os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/50_enhance.ipynb #0acb3e85
+# %% ../nbs/50_enhance.ipynb #1b54f017
 def save_restorer(
     path:str|Path, # file to write (.safetensors)
     restorer:Restorer, # with its task
@@ -79,7 +79,7 @@ def load_restorer(
 ) -> Restorer: # in evaluation mode
     "Read a restorer; `FileNotFoundError` if there is none, `ValueError` if the file holds something else."
     path = Path(source)
-    if path.suffix != ".safetensors" and not path.exists():
+    if path.suffix != ".safetensors" and not path.is_file():                             # a folder of that name does not stand in the way
         try: path = weights_path(f"enhance_{source}")
         except FileNotFoundError:
             there = sorted(p.stem.removeprefix("enhance_") for p in weights_path("digit_classifier").parent.glob("enhance_*.safetensors"))
