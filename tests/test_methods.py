@@ -126,7 +126,7 @@ def test_alone_and_with_vem(task, name, method):
 
 def test_every_method_is_tried():
     import vemi_kit.methods as folder, pkgutil
-    ours = {k for k, v in Method.registry.items() if v.__module__.startswith("vemi_kit.")}
+    ours = {k for k, v in Method.registry.items() if v.__module__.startswith("vemi_kit.methods.")}      # `truth` belongs to 50_enhance and is tried in its tests
     assert ours == {*METHODS, "vem"}, ours ^ {*METHODS, "vem"}
     assert len(list(pkgutil.iter_modules(folder.__path__))) >= 10
 
