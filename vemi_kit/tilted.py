@@ -73,7 +73,9 @@ def fit(self:GaussianBase,
 _LOG_2PI = math.log(2*math.pi)
 
 @patch
-def condition(self:GaussianBase, s): return s
+def condition(self:GaussianBase, s):
+    "What a tilt sees of `s`: the picture itself."
+    return s
 
 @patch
 def whiten(self:GaussianBase, t, s):
