@@ -6,15 +6,15 @@
 __all__ = ['MOST_NUMBERS', 'load_saved', 'network_pairs', 'folder_pairs', 'measure_pairs', 'report_bound', 'vemi_bound']
 
 # %% ../nbs/81_measure.ipynb #f9845978
-import argparse, importlib, json, math, os, sys
+import argparse, importlib, json, os, sys
 from pathlib import Path
 import torch
 from safetensors import safe_open
 from .core import generator, default_device, load_nets, read_config, frozen
 from .data import PairedFolder, ImageFolder
 from .tasks import TASKS
-from .tilted import fit_tilted, anneal_path
-from .bounds import ais_bounds, plot_sandwich, mi_table, format_mi_table, Sandwich
+from .tilted import fit_tilted
+from .bounds import ais_bounds, plot_sandwich, mi_table, format_mi_table
 
 # %% ../nbs/81_measure.ipynb #0f62f094
 def load_saved(
