@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'VEMStats', 'VEM', 'gradient_share']
 
-# %% ../nbs/05_vem.ipynb #505b925e
+# %% ../nbs/05_vem.ipynb #78a2b106
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, asdict
@@ -14,7 +14,7 @@ from fastcore.all import patch
 from torch import nn
 from .core import frozen, generator, check_finite, sync_grads, process_index
 from .energy import EnergyNet
-from .chains import langevin, ChainStats
+from .chains import langevin, langevin_seen, ChainStats
 from .tilted import DivergenceError
 
 # %% ../nbs/05_vem.ipynb #095f38c8
@@ -34,7 +34,7 @@ class VEMStats:
 # %% ../nbs/05_vem.ipynb #5c7b2687
 PRESETS = dict(paper=dict(energy_steps=1, n_steps=10, step_size=100., noise_std=.005, clamp=(-1,1), lambda_mi=.1, l2=.05, lr=1e-4, betas=(0.,.999)))
 
-# %% ../nbs/05_vem.ipynb #d6d1bb8d
+# %% ../nbs/05_vem.ipynb #357860b1
 class VEM(nn.Module):
     """Mutual-information term for distillation (arXiv 2303.16050): an energy network, its chain and its optimiser.
 
@@ -63,6 +63,8 @@ class VEM(nn.Module):
         t:torch.Tensor, # a batch of teacher pictures (b, c, h, w)
         s:torch.Tensor, # the student's, (b, c', h, w)
         width:int=8, # of the energy network
+        fast:bool=False, # the same energy and the same law of the chain in fewer operations, see `EnergyNet` and `langevin_seen`
+        precision:str="float32", # of the energy's convolutions, see `EnergyNet`
         seed:int=0, # of its initialisation and of the chain's noise
         **kw, # as for `VEM`
     ):
@@ -70,7 +72,7 @@ class VEM(nn.Module):
         _check_pair(t, s)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)      # not torch.manual_seed, which would reseed the GPUs too
-            energy = EnergyNet(tuple(t.shape[2:]), t.shape[1], s.shape[1], width=width)
+            energy = EnergyNet(tuple(t.shape[2:]), t.shape[1], s.shape[1], width=width, fast=fast, precision=precision)
         return cls(energy.to(t.device), seed=seed, **kw)
 
 # %% ../nbs/05_vem.ipynb #a52ca7ca
@@ -91,7 +93,7 @@ def _energies(self:VEM, t, t_hat, s):
     if worst > self.energy_limit: raise DivergenceError(f"VEM: |energy| = {worst:.3g} exceeds energy_limit = {self.energy_limit:g} after {self.n_updates} updates. {advice}")
     return e.chunk(2)
 
-# %% ../nbs/05_vem.ipynb #ba75d3f2
+# %% ../nbs/05_vem.ipynb #810536b3
 @patch
 def sample(self:VEM,
     s:torch.Tensor, # condition, (b, c', h, w)
@@ -104,7 +106,8 @@ def sample(self:VEM,
     if start is None and like_t is not None and like_t.shape[1] != s.shape[1]:
         start = s.mean(1, keepdim=True).expand_as(like_t)      # no common channels: begin at the student's grey picture
     args = dict(n_steps=int(self.n_steps), step_size=self.step_size, noise_std=self.noise_std, clamp=self.clamp, g=self._g)
-    try: t_hat, self.chain = langevin(self.energy, s, start, **{**args, **kw})
+    chain = langevin_seen if getattr(self.energy, "fast", False) else langevin
+    try: t_hat, self.chain = chain(self.energy, s, start, **{**args, **kw})
     except FloatingPointError as e: raise DivergenceError(f"VEM after {self.n_updates} updates: {e}") from e
     return t_hat
 
