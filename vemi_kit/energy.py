@@ -15,7 +15,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 from .core import frozen
 
-# %% ../nbs/02_energy.ipynb #deaaf502
+# %% ../nbs/02_energy.ipynb #f741dab1
+PRECISIONS = dict(float32=None, bf16=torch.bfloat16)
+
+def _arithmetic(device, dtype=None):
+    "Autocast to `dtype`, or none at all, also where the caller's is on; devices that know no autocast (meta) need none."
+    if not torch.amp.is_autocast_available(device.type): return nullcontext()
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
 class SpectralNorm(nn.Module):
     "Parametrization of a weight by its spectral norm: `w/sigma`, or `w/(sigma+1e-6)*min(sigma,1)` if `lower_bounded`. One power iteration per call in training mode."
     def __init__(self,
@@ -31,13 +38,14 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _iterate(self, m):
-        self.v.copy_(F.normalize(m.T@self.u, dim=0, eps=1e-20))
-        self.u.copy_(F.normalize(m@self.v,   dim=0, eps=1e-20))
+        with _arithmetic(m.device):
+            self.v.copy_(F.normalize(m.T@self.u, dim=0, eps=1e-20))
+            self.u.copy_(F.normalize(m@self.v,   dim=0, eps=1e-20))
 
     def forward(self, weight):
         m = weight.flatten(1)
         if self.training: self._iterate(m)
-        sigma = self.u.clone() @ (m @ self.v.clone())
+        with _arithmetic(m.device): sigma = self.u.clone() @ (m @ self.v.clone())
         return weight/(sigma + 1e-6)*sigma.clamp(max=1) if self.lower_bounded else weight/sigma
 
 # %% ../nbs/02_energy.ipynb #808385e4
@@ -51,10 +59,15 @@ def spectral(
     parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight, lower_bounded), unsafe=True)
     return layer
 
-# %% ../nbs/02_energy.ipynb #68c587ad
+# %% ../nbs/02_energy.ipynb #37a2c166
 class Smooth(nn.Module):
     "Parametrization of a 3x3 kernel (out, in, 3, 3): the 4x4 kernel that with stride 2 does what it and a mean over 2x2 do."
-    def forward(self, w): return (sum(F.pad(w, (i, 1-i, j, 1-j)) for i in (0,1) for j in (0,1))/4).contiguous(memory_format=torch.channels_last)
+    def __init__(self):
+        super().__init__()
+        spread = F.pad(torch.eye(3), (0,1)) + F.pad(torch.eye(3), (1,0))       # an axis of 3 to one of 4
+        self.register_buffer("spread", torch.kron(spread, spread)/4, persistent=False)
+    def forward(self, w):
+        with _arithmetic(w.device): return (w.flatten(2)@self.spread).view(*w.shape[:2], 4, 4).contiguous(memory_format=torch.channels_last)
 
 def _halving(
     conv:nn.Conv2d, # 3x3, padding 1
@@ -79,14 +92,6 @@ class EnergyBlock(nn.Module):
     def forward(self, x):
         h = self.shortcut(x) + self.conv2(F.leaky_relu(self.conv1(x), .01))
         return F.leaky_relu(h if self.fast else F.avg_pool2d(h, 2), .01)
-
-# %% ../nbs/02_energy.ipynb #1cd7fa26
-PRECISIONS = dict(float32=None, bf16=torch.bfloat16)
-
-def _arithmetic(device, dtype=None):
-    "Autocast to `dtype`, or none at all, also where the caller's is on; devices that know no autocast (meta) need none."
-    if not torch.amp.is_autocast_available(device.type): return nullcontext()
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 # %% ../nbs/02_energy.ipynb #d206422d
 class EnergyNet(nn.Module):
