@@ -158,7 +158,7 @@ def discrepancy(
     off = lambda m: (m.sum() - m.diagonal().sum())/(n*(n-1))
     return (off(k[:n,:n]) + off(k[n:,n:]) - 2*off(k[:n,n:])).item()
 
-# %% ../nbs/83_steps.ipynb #baa2addd
+# %% ../nbs/83_steps.ipynb #7ad78008
 class ChainQuality:
     """An energy, trained on photograph crops beside a small moving student, and the means of starting its chain, trained with it.
 
@@ -166,8 +166,8 @@ class ChainQuality:
     def __init__(self,
         width:int=8, # of the energy
         size:int=64, # of the pictures
-        n_pool:int=48, # crops
-        n_iter:int=120, # training iterations, of 4 crops
+        n_pool:int=24, # crops
+        n_iter:int=100, # training iterations, of 4 crops
         seed:int=0, # of everything
         device=torch.device("cpu"), # where
         **chain, # settings of the `VEM`: step_size, noise_std, lr, n_steps
@@ -187,7 +187,7 @@ class ChainQuality:
             miss = (self.start(torch.cat([sd, low], 1)) - (t_hat - sd)).square().mean()
             opt_start.zero_grad(); miss.backward(); opt_start.step()
             opt.zero_grad(); (s - t).abs().mean().backward(); opt.step()
-        with torch.no_grad(): self.s = low_s = self.low + student(self.low)
+        with torch.no_grad(): self.s = self.low + student(self.low)
         self.n, self.device = n_pool, device
 
     def _run(self, n, start=None, of=None, seed=1):
@@ -248,7 +248,7 @@ def step_share(
     share = lambda n, base: 1 - 1/ratio(times, n, base)["median"]
     return dict(task=name, batch=batch, width=width, rounds=rounds, ms=ms, share={n: share(n, "cached teacher, l1" if n.startswith("cached") else "l1") for n in runs if "vem" in n}, cache_speedup=ratio(times, "l1", "cached teacher, l1"))
 
-# %% ../nbs/83_steps.ipynb #ac6df2b3
+# %% ../nbs/83_steps.ipynb #fa73b778
 PARTS = ("iteration", "chain", "share")
 
 def machine(
@@ -305,7 +305,7 @@ def bench_steps(
     widths:tuple=(8,32), # of all parts; "chain" and "share" take the first
     batches:tuple=(1,4), # of "iteration"
     rounds:int=3, # of timing
-    n_iter:int=120, # training of "chain"
+    n_iter:int=100, # training of "chain"
     bf16:bool=False, # time bf16 as well
     device=torch.device("cpu"), # where
     command:str="bench_steps()", # for the record
@@ -336,7 +336,7 @@ def vemi_bench_step(
     p = argparse.ArgumentParser("vemi_bench_step", description="Time an iteration of the energy-based term against a plain loop and against its bare convolutions.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("parts", nargs="*", default=["iteration"], metavar="PART", help=", ".join(PARTS))
     for name,default in (("sizes", (64,256)), ("widths", (8,32)), ("batches", (1,4))): p.add_argument(f"--{name}", type=int, nargs="+", default=default)
-    p.add_argument("--rounds", type=int, default=3, help="how often each is timed"); p.add_argument("--n-iter", type=int, default=120, help="training iterations of `chain`")
+    p.add_argument("--rounds", type=int, default=3, help="how often each is timed"); p.add_argument("--n-iter", type=int, default=100, help="training iterations of `chain`")
     p.add_argument("--threads", type=int, default=1, help="CPU threads"); p.add_argument("--bf16", action="store_true", help="time bf16 as well")
     p.add_argument("--device", default="cpu"); p.add_argument("--out", default="vemi_bench_step.json", help="results; the picture lies beside them")
     a = p.parse_args(argv)
