@@ -53,9 +53,8 @@ def paired():
     y = faces(16)[:8]; x = resize(resize(y, 6), 16)
     net = lambda w, n=3: UNetGenerator(w, n, 1, 1)
     adv = dict(discriminator=PatchGAN(8, 1, 2, norm="instance"), loss="lsgan", real="target", conditional=True)
-    deep = nn.Sequential(net(4), SRResNet(4, 1, 1, 1))                                    # a U-Net's levels are tied to the size: deeper means more after it
     return dict(teacher=train(net(12), x, y), student=net(4), batch=(x, y), adversarial=adv,
-                omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10., teachers=dict(wide=net(12), deep=deep)))
+                omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10.))             # its own teachers: the wide one, and a U-Net with blocks at its levels
 
 
 def unpaired():

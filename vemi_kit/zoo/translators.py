@@ -36,19 +36,22 @@ def check_sides(
 
 # %% ../../nbs/11_zoo.translators.ipynb #ee1e2634
 class ResBlock(nn.Module):
-    "Residual block of 3x3 convolutions with mirrored edges: conv-norm-ReLU-(dropout)-conv-norm, plus its input; `separable` splits each into depthwise, norm, pointwise."
+    "Residual block of 3x3 convolutions with mirrored edges: conv-norm-ReLU-(dropout)-conv-norm, plus its input; `separable` splits each into depthwise, norm, pointwise, `expand` gives the first more channels inside."
     def __init__(self,
         width:int, # channels in, between and out
         norm:str="instance", # one of `NORMS`
         separable:bool=False, # depthwise 3x3 and pointwise 1x1 in place of each 3x3
         dropout:float=0., # probability, between the convolutions
+        expand:int=1, # times as many channels in the first 3x3, between a 1x1 that widens and a 1x1 that narrows (OMGD's deeper teachers: 4)
     ):
         super().__init__()
-        make, bias = _norm(norm, "ResBlock")
-        def conv():
-            c = nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect", groups=width if separable else 1, bias=bias)
-            return nn.Sequential(c, make(width), nn.Conv2d(width, width, 1, bias=bias)) if separable else c
-        self.conv1, self.norm1, self.conv2, self.norm2 = conv(), make(width), conv(), make(width)
+        (make, bias), wide = _norm(norm, "ResBlock"), expand*width
+        def conv(c=width):
+            k = nn.Conv2d(c, c, 3, padding=1, padding_mode="reflect", groups=c if separable else 1, bias=bias)
+            return nn.Sequential(k, make(c), nn.Conv2d(c, c, 1, bias=bias)) if separable else k
+        one = lambda i,o: nn.Conv2d(i, o, 1, bias=bias)
+        first = conv() if expand == 1 else nn.Sequential(one(width, wide), make(wide), nn.ReLU(), conv(wide), make(wide), nn.ReLU(), one(wide, width))
+        self.conv1, self.norm1, self.conv2, self.norm2 = first, make(width), conv(), make(width)
         self.relu, self.dropout = nn.ReLU(), nn.Dropout(dropout)
     def forward(self, x): return x + self.norm2(self.conv2(self.dropout(self.relu(self.norm1(self.conv1(x))))))
 
@@ -90,18 +93,22 @@ class UNetGenerator(nn.Module):
         c_out:int=3, # channels of the output
         norm:str="batch", # one of `NORMS`
         dropout:float=0., # on the way up, in the levels between the innermost and 8x width
+        level_blocks:int=0, # residual blocks after each step down and up, the innermost level excepted: 2 make OMGD's deeper teacher (arXiv 2108.06908)
     ):
         super().__init__()
         if n_downs < 2: raise ValueError(f"UNetGenerator: n_downs >= 2 expected, got {n_downs}")
+        if level_blocks < 0: raise ValueError(f"UNetGenerator: level_blocks >= 0 expected, got {level_blocks}")
         make, bias = _norm(norm, "UNetGenerator")
-        self.c_in, self.config = c_in, dict(width=width, n_downs=n_downs, c_in=c_in, c_out=c_out, norm=norm, dropout=dropout)
+        self.c_in, self.config = c_in, dict(width=width, n_downs=n_downs, c_in=c_in, c_out=c_out, norm=norm, dropout=dropout, level_blocks=level_blocks)
+        blocks = lambda c: [ResBlock(c, norm, dropout=dropout, expand=4) for _ in range(level_blocks)]
         cs, last = [width*min(2**i, 8) for i in range(n_downs)], n_downs-1
         def down(i):
             conv = nn.Conv2d(cs[i-1] if i else c_in, cs[i], 4, stride=2, padding=1, bias=bias)
-            return nn.Sequential(*[nn.LeakyReLU(.2)]*(i > 0), conv, *([make(cs[i])] if 0 < i < last else []))
+            return nn.Sequential(*[nn.LeakyReLU(.2)]*(i > 0), conv, *([make(cs[i])] if 0 < i < last else []), *(blocks(cs[i]) if i < last else []))
         def up(i):
             conv = nn.ConvTranspose2d(cs[i]*(1 if i == last else 2), cs[i-1] if i else c_out, 4, stride=2, padding=1, bias=bias or i == 0)
-            return nn.Sequential(nn.ReLU(), conv, *([make(cs[i-1]), nn.Dropout(dropout if 5 <= i+1 < n_downs else 0.)] if i else [nn.Tanh()]))
+            if not i: return nn.Sequential(*blocks(2*cs[0]), nn.ReLU(), conv, nn.Tanh())                       # at full size blocks would cost four times as much
+            return nn.Sequential(nn.ReLU(), conv, make(cs[i-1]), *(blocks(cs[i-1]) if i < last else []), nn.Dropout(dropout if 5 <= i+1 < n_downs else 0.))
         self.downs, self.ups = (nn.ModuleList([f(i) for i in range(n_downs)]) for f in (down, up))
     def forward(self, x):
         "Pictures to pictures of the same size; `ValueError` for other channels, or for sides that cannot be halved `n_downs` times."
