@@ -14,7 +14,7 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
 from safetensors.torch import load_file
-from .core import frozen, generator, load_state, read_config, require
+from .core import frozen, generator, load_state, read_config, require, seeded
 from .costs import count_macs, count_params, latency
 from .zoo.stylegan2 import StyleGAN2Generator, prune_channels
 
@@ -112,7 +112,7 @@ def shrink(
     if width is not None and given: raise ValueError(f"shrink: width={width} leaves nothing to find for a budget of {', '.join(given)}; give one or the other")
     if not given: return with_width(teacher, width, depth)
     def build(w, device):
-        with torch.random.fork_rng(devices=[]): return with_width(teacher, w, depth).to(device)              # probing draws no number that the run could miss
+        with seeded(): return with_width(teacher, w, depth).to(device)              # probing draws no number that the run could miss
     build(1, "meta")                                                         # a family without a depth says so before anything is counted
     found = Budget("shrink", teacher, sample, **budgets).largest(1, teacher.config["width"], build, "width 1")
     student = with_width(teacher, found["size"], depth)

@@ -8,8 +8,8 @@ __all__ = ['PlainBlock', 'SRResNet', 'UNetRestorer', 'load_basicsr']
 # %% ../../nbs/12_zoo.restorers.ipynb #5bd2181b
 import torch, torch.nn.functional as F
 from torch import nn
-from ..core import load_state
-from .translators import check_sides, read_state
+from ..core import load_state, read_state
+from .translators import check_sides
 
 # %% ../../nbs/12_zoo.restorers.ipynb #d4af4874
 class PlainBlock(nn.Module):
