@@ -4,6 +4,7 @@ import pytest, torch
 from PIL import Image
 from vemi_kit.core import image_grid, save_nets
 from vemi_kit.data import digits, resize
+from vemi_kit.measure import measure_pairs
 from vemi_kit.zoo.dcgan import SNGenerator
 
 COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.measure import vemi_bound; sys.exit(vemi_bound())"]
@@ -55,3 +56,19 @@ def test_two_networks(tmp_path):
 def test_bad_input_is_one_line(tmp_path, args, message):
     p = run(tmp_path, *args)
     assert p.returncode == 1 and message in p.stderr and "Traceback" not in p.stderr
+
+
+def test_pairs_that_are_evaluated_were_not_trained_on(monkeypatch):
+    "A certificate is void if model, levels or steps were chosen with the pairs that it is taken on."
+    from vemi_kit import bounds
+    seen = {}
+    fit, certify = bounds.fit_tilted, bounds.ais_bounds
+    def spy_fit(t, s, **kw): seen["fit"] = t, s; return fit(t, s, **kw)
+    def spy_certify(model, t, s, n, pilot, **kw): seen["held"], seen["pilot"] = (t, s), pilot; return certify(model, t, s, n, pilot, **kw)
+    monkeypatch.setattr(bounds, "fit_tilted", spy_fit); monkeypatch.setattr(bounds, "ais_bounds", spy_certify)
+    g = torch.Generator().manual_seed(0); s = torch.randn(240, 2, generator=g); t = s + torch.randn(240, 2, generator=g)
+    rows = lambda *x: {tuple(r) for r in torch.cat(x, 1).tolist()}
+    quick = dict(n_steps=5, n_checks=1, progress=False)
+    for call in (lambda: measure_pairs(t, s, 0., (1, 4), **quick), lambda: bounds.certify_pairs(t, s, 0., (4,), **quick)):
+        call()
+        assert not rows(*seen["fit"]) & rows(*seen["held"]) and rows(*seen["fit"]) | rows(*seen["held"]) == rows(t, s) and rows(seen["pilot"]) <= rows(seen["fit"][1])

@@ -1,11 +1,12 @@
 "Every method, alone and with VEM, on every kind of generator, through the same Distiller: small real runs."
 import copy
-import pytest, torch
+import pytest, torch, torch.nn.functional as F
 from torch import nn
 from vemi_kit.core import set_seed
 from vemi_kit.data import Batches, Latents, digits, faces, photo_crops, resize
 from vemi_kit.distill import Callback, History, distill
 from vemi_kit.methods.base import Method, Objective
+from vemi_kit.methods.cagc import contrast_mask
 from vemi_kit.students import prune, shrink, with_width
 from vemi_kit.zoo.dcgan import SNDiscriminator, digits_teacher
 from vemi_kit.zoo.restorers import SRResNet
@@ -53,9 +54,8 @@ def paired():
     y = faces(16)[:8]; x = resize(resize(y, 6), 16)
     net = lambda w, n=3: UNetGenerator(w, n, 1, 1)
     adv = dict(discriminator=PatchGAN(8, 1, 2, norm="instance"), loss="lsgan", real="target", conditional=True)
-    deep = nn.Sequential(net(4), SRResNet(4, 1, 1, 1))                                    # a U-Net's levels are tied to the size: deeper means more after it
     return dict(teacher=train(net(12), x, y), student=net(4), batch=(x, y), adversarial=adv,
-                omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10., teachers=dict(wide=net(12), deep=deep)))
+                omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10.))             # its own teachers: the wide one, and a U-Net with blocks at its levels
 
 
 def unpaired():
@@ -96,7 +96,7 @@ def run(t, formula, n_steps=6, lr=2e-3, **kw):
     set_seed(0)
     teacher, student = t["teacher"], copy.deepcopy(t["student"])
     names = [f.split("*")[-1].strip() for f in formula.split("+")]
-    objective = Objective(formula, **{k: t[k] for k in ("adversarial", "omgd") if k in names}, vem=dict(n_steps=4))
+    objective = Objective(formula, **{k: t[k] for k in ("adversarial", "omgd", "cagc") if k in names and k in t}, vem=dict(n_steps=4))
     was = [copy.deepcopy(list(n.state_dict().values())) for n in (teacher, student)]
     r = distill(teacher, student, Same(t["batch"]), objective, n_steps=n_steps, lr=lr, device="cpu", progress=False, log_every=n_steps-1, **t.get("kw", {}), **kw)
     return r, *was
@@ -151,6 +151,48 @@ def test_with_pruned_students(task):
         r, *_ = run(t, formula, n_steps=8)
         key = "cat" if "cat" in formula else "cagc"
         assert r[History][key][-1] < r[History][key][0]
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory):
+    "A file laid out as torchvision's VGG16 and its tensors. They are drawn at random: true weights decide what LPIPS sees, not how it is computed."
+    state, c, g = {}, 3, torch.Generator().manual_seed(0)
+    for i, o in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (64, 64, 128, 128, 256, 256, 256, *[512]*6)):
+        state |= {f"features.{i}.weight": torch.randn(o, c, 3, 3, generator=g)*(2/(9*c))**.5, f"features.{i}.bias": .1*torch.randn(o, generator=g)}; c = o
+    path = tmp_path_factory.mktemp("vgg")/"vgg16.pth"
+    torch.save({**state, "classifier.0.weight": torch.zeros(1)}, path)
+    return path, state
+
+
+def lpips_by_hand(state, x, y):
+    "LPIPS 0.1 from the file's tensors, layer by layer (Zhang et al. 2018, section 3)."
+    import torchmetrics, pathlib
+    lin = torch.load(pathlib.Path(torchmetrics.__file__).parent/"functional/image/lpips_models/vgg.pth", map_location="cpu", weights_only=True)
+    shift, scale = torch.tensor([-.030, -.088, -.188]).view(3, 1, 1), torch.tensor([.458, .448, .450]).view(3, 1, 1)
+    a, b, total = (x-shift)/scale, (y-shift)/scale, 0.
+    for level, group in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))):
+        if level: a, b = (F.max_pool2d(v, 2) for v in (a, b))
+        for i in group: a, b = (F.conv2d(v, state[f"features.{i}.weight"], state[f"features.{i}.bias"], padding=1).relu() for v in (a, b))
+        unit = lambda v: v/(v.pow(2).sum(1, keepdim=True).sqrt()+1e-10)
+        total = total + F.conv2d((unit(a)-unit(b))**2, lin[f"lin{level}.model.1.weight"]).mean((1, 2, 3))
+    return total
+
+
+@pytest.mark.parametrize("name", ["unconditional", "stylegan2"])
+def test_cagc_with_lpips(task, vgg16, name):
+    "The published recipe from end to end with VGG16's file: cut by content, then masked L1 and LPIPS next to the discriminator."
+    path, state = vgg16
+    t = dict(task(name), cagc=dict(weights=path)); t["student"] = prune(t["teacher"], macs_ratio=3, sample=t["batch"], importance="content", mask=contrast_mask).train()
+    r, *_ = run(t, "cagc + 0.01*adversarial", n_steps=8)
+    first, last = r[History].rows[0], r[History].rows[-1]
+    assert last["cagc"] < first["cagc"] and last["cagc/perceptual"] < first["cagc/perceptual"]
+    method = r.objective.methods["cagc"]
+    assert "mask contrast_mask; LPIPS of VGG16" in r.objective.notes()["cagc"]
+    assert all(torch.equal(v, state[f"features.{k}"]) for k, v in method.distance.body.state_dict().items())          # the eyes do not learn
+    with torch.no_grad(): a = r.teacher(t["batch"]); b = r.student(t["batch"]).clamp(-1, 1)
+    mask = contrast_mask(a)
+    _, figures = method.loss(None, a, b)
+    assert figures["perceptual"] == pytest.approx(lpips_by_hand(state, *((v*mask).expand(-1, 3, -1, -1) for v in (a.clamp(-1, 1), b))).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("formula", ["l1 + vid_features + crd + cat + vem", "omgd + vem"])

@@ -1,45 +1,94 @@
 "Two processes must take the steps that one takes: real processes through torch's launcher."
 import subprocess, sys
-import torch
+import pytest, torch
 
 SCRIPT = """
 import sys, torch
+from pathlib import Path
 from torch import nn
-from vemi_kit.core import set_seed
-from vemi_kit.data import Latents
-from vemi_kit.distill import Distiller, Checkpoint, History
+from vemi_kit.core import process_index, set_seed
+from vemi_kit.data import Batches, Latents, digits
+from vemi_kit.distill import Callback, Checkpoint, Distiller, History
+from vemi_kit.methods.features import Features
 from vemi_kit.methods.l1 import L2
-from vemi_kit.methods.vid import VID
+from vemi_kit.methods.omgd import OMGD
+from vemi_kit.methods.relations import CRD
+from vemi_kit.methods.vid import VID, VIDFeatures
 from vemi_kit.methods.vem import VEMethod
+from vemi_kit.zoo.dcgan import SNDiscriminator
 
 class Net(nn.Module):
-    def __init__(self, w): super().__init__(); self.body = nn.Sequential(nn.Linear(8, w), nn.ReLU(), nn.Linear(w, 64), nn.Tanh())
-    def forward(self, z): return self.body(z).view(-1, 1, 8, 8)
+    def __init__(self, w, norm=nn.Identity):
+        super().__init__()
+        self.start, self.middle = nn.Sequential(nn.Linear(8, 16*w), nn.Unflatten(1, (w, 4, 4)), norm(w), nn.ReLU()), nn.Sequential(nn.Conv2d(w, w, 3, padding=1), nn.ReLU())
+        self.end = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(w, 1, 3, padding=1), nn.Tanh())
+    def forward(self, z): return self.end(self.middle(self.start(z)))
+
+METHODS = dict(                                              # the first three see pictures or features one by one: a divided batch is an undivided one
+    plain=lambda: [L2(), VID(init=0.)],
+    vem=lambda: [L2(), VID(init=0.), VEMethod(noise_std=0.)],
+    features=lambda: [Features(), VIDFeatures()],
+    crd=lambda: [L2(), CRD(memory=8)],                       # contrast and batch norm see what else is in the batch
+    omgd=lambda: [OMGD(SNDiscriminator(8, 1, 4), {"wide": Net(8, nn.BatchNorm2d), "deep": Net(4)}, real=Batches(digits(8)[0], 8), loss="hinge", reconstruction=0.)])
+
+class Wish(Callback):
+    "The last process, and it alone, is asked to stop after its second step."
+    everywhere = True
+    def after_step(self, figures): self.run.stop = self.run.step == 2 and process_index() == self.run.accelerator.num_processes-1
 
 torch.set_num_threads(1)
-set_seed(0); teacher, student = Net(32), Net(4)
-methods = [L2(), VID(init=0.)] + ([VEMethod(noise_std=0.)] if sys.argv[2] == "vem" else [])
-run = Distiller(teacher, student, methods, Latents(8, 16), n_steps=6, device="cpu", callbacks=[Checkpoint(sys.argv[1] + "/run.pt"), History(sys.argv[1] + "/history.jsonl")], log_every=1).fit()
-state = [*student.parameters(), *student.buffers(), *run.objective.methods.parameters(), *run.objective.methods.buffers()]      # the energy and the variances, too
-torch.save([p.detach() for p in state], f"{sys.argv[1]}/params_{run.accelerator.process_index}.pt")
+root = Path(sys.argv[1])
+def go(kind, *callbacks, resume=None, name=None):
+    out = root/(name or kind); out.mkdir(exist_ok=True)
+    set_seed(0); teacher, student = Net(16), Net(4, nn.BatchNorm2d if kind == "omgd" else nn.Identity)
+    run = Distiller(teacher, student, METHODS[kind](), Latents(8, 16), n_steps=6, device="cpu", callbacks=[Checkpoint(out/"run.pt"), History(out/"history.jsonl"), *callbacks], log_every=1)
+    messages, send = [], torch.distributed.all_reduce
+    def count(x, *args, **kw): messages.append(x.numel()); return send(x, *args, **kw)
+    torch.distributed.all_reduce = count
+    try: run.fit(resume)
+    except KeyboardInterrupt: pass
+    finally: torch.distributed.all_reduce = send
+    own = run.objective.methods
+    buffers = [] if kind == "crd" else own.buffers()         # its memory holds each process's own pictures
+    state = [*student.parameters(), *student.buffers(), *own.parameters(), *buffers]      # energy, variances, adaptors, embeddings, online teachers and critics, too
+    torch.save(dict(state=[p.detach() for p in state], step=run.step, messages=len(messages)), out/f"end_{process_index()}.pt")
+for kind in METHODS: go(kind)
+go("plain", Wish(), name="stopped"); go("plain", resume=root/"stopped/run.pt", name="resumed")
 """
 
 
-def launch(tmp_path, n, kind):
-    out = tmp_path/f"{kind}{n}"; out.mkdir()
-    (tmp_path/"script.py").write_text(SCRIPT)
-    cmd = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)] if n > 1 else []), str(tmp_path/"script.py"), str(out), kind]
-    r = subprocess.run(cmd, capture_output=True, text=True, timeout=100)
+def launch(folder, n):
+    out = folder/f"processes_{n}"; out.mkdir()
+    (folder/"script.py").write_text(SCRIPT)
+    cmd = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)] if n > 1 else []), str(folder/"script.py"), str(out)]
+    r = subprocess.run(cmd, capture_output=True, text=True, timeout=280)
     assert r.returncode == 0, r.stderr[-3000:]
-    return [torch.load(out/f"params_{i}.pt", weights_only=True) for i in range(n)], out
+    return out
 
 
-def test_two_processes_equal_one(tmp_path):
-    for kind in ("plain", "vem"):
-        (one,), _ = launch(tmp_path, 1, kind)
-        (a, b), out = launch(tmp_path, 2, kind)
-        for x, y, z in zip(one, a, b):
-            assert torch.equal(y, z)                             # both processes hold the same networks
-            torch.testing.assert_close(x, y, atol=2e-4, rtol=1e-3)  # and it is the one of the undivided batch
-        assert torch.load(out/"run.pt", weights_only=True)["step"] == 6
-        assert len((out/"history.jsonl").read_text().splitlines()) == 6      # written once, not once a process
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    "ends(n, kind): what each of n processes held at the end of a run, and its folder."
+    folder = tmp_path_factory.mktemp("processes")
+    outs = {n: launch(folder, n) for n in (1, 2)}
+    return lambda n, kind: ([torch.load(outs[n]/kind/f"end_{i}.pt", weights_only=True) for i in range(n)], outs[n]/kind)
+
+
+@pytest.mark.parametrize("kind", ["plain", "vem", "features", "crd", "omgd"])
+def test_two_processes_equal_one(ends, kind):
+    (one,), _ = ends(1, kind)
+    (a, b), out = ends(2, kind)
+    for y, z in zip(a["state"], b["state"]): assert torch.equal(y, z)                              # both processes hold the same networks
+    if kind in ("plain", "vem", "features"):
+        for x, y in zip(one["state"], a["state"]): torch.testing.assert_close(x, y, atol=2e-4, rtol=1e-3)     # and they are those of the undivided batch
+    assert torch.load(out/"run.pt", weights_only=True)["step"] == 6
+    assert len((out/"history.jsonl").read_text().splitlines()) == 6                                # written once, not once a process
+
+
+def test_a_wish_to_stop_travels_with_the_gradients(ends):
+    "One process is asked to stop after step 2: both leave together a step later, no message was sent for it, and the run goes on to where the others ended."
+    (one,), _ = ends(1, "stopped")
+    (a, b), out = ends(2, "stopped")
+    assert (one["step"], a["step"], b["step"]) == (2, 3, 3) and a["messages"] == b["messages"] == 3 and one["messages"] == 0
+    for n in (1, 2):
+        for x, y in zip(ends(n, "plain")[0][-1]["state"], ends(n, "resumed")[0][-1]["state"]): assert torch.equal(x, y)

@@ -10,7 +10,7 @@ __all__ = ['NOISE_FLOOR', 'COLUMNS', 'DEMO_METHODS', 'HeldOut', 'Referee', 'demo
 import argparse, json, math, os, platform, statistics, sys, time
 from pathlib import Path
 import torch
-from .core import set_seed, default_device, frozen, generator, show_images
+from .core import set_seed, default_device, frozen, generator, show_images, seeded, write_text
 from .data import Latents, digits
 from .bounds import conditional_bound
 from .costs import CostReport, count_macs
@@ -174,10 +174,6 @@ def plot_curves(
     return fig
 
 # %% ../nbs/80_bench.ipynb #821022d8
-def _write(path, text):
-    "Write a text file so that an interruption leaves the old one or the new one, never half of it."
-    part = path.with_name(path.name + ".part"); part.write_text(text, encoding="utf-8"); os.replace(part, path)
-
 def write_report(
     out:Path, # folder
     settings:dict, # of the demo
@@ -225,8 +221,8 @@ Protocols:
 
 Measured on: {machine}.
 """
-    _write(out/"report.md", md)
-    _write(out/"report.json", json.dumps(dict(complete=complete, settings=settings, machine=machine, protocols=referee.protocols, floor=referee.floor, noise_floor=NOISE_FLOOR,
+    write_text(out/"report.md", md)
+    write_text(out/"report.json", json.dumps(dict(complete=complete, settings=settings, machine=machine, protocols=referee.protocols, floor=referee.floor, noise_floor=NOISE_FLOOR,
                                               costs=costs.to_dict(), runs=records), indent=1))
     ax = show_images(pictures, n_cols=12); ax.figure.savefig(out/"samples.png", dpi=110, bbox_inches="tight"); plt.close(ax.figure)
     if records: fig = plot_curves(records); fig.savefig(out/"curves.png", dpi=90); plt.close(fig)
@@ -257,7 +253,7 @@ def demo(
     if retrain_teacher: train_digits_teacher(out/"teacher.safetensors", n_steps=teacher_steps, device=device)
     teacher, net_d = digits_teacher(out/"teacher.safetensors" if retrain_teacher else None, device)
     referee, sample = Referee(teacher), torch.zeros(1, teacher.z_dim, device=device)
-    with torch.random.fork_rng(devices=[]): student = shrink(teacher, width=width).to(device)
+    with seeded(): student = shrink(teacher, width=width).to(device)
     costs = CostReport(teacher, student, sample, seconds=.3)
     settings = dict(command=command, seeds=seeds, steps=steps, width=width, methods=list(methods), device=str(device), retrain_teacher=retrain_teacher)
     records, pictures, n_show, complete = [], {"teacher": referee.t[:12].cpu()}, 12, False

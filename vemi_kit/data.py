@@ -15,7 +15,7 @@ from fastcore.all import store_attr, patch
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from .core import generator, require, check_images
+from .core import generator, require, check_images, seeded
 
 # %% ../nbs/01_data.ipynb #56fb5436
 def resize(
@@ -304,8 +304,7 @@ class Stream:
     def _rounds(self):
         epoch = 0
         while True:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(_draw_seed(self.seed, epoch))
+            with seeded(_draw_seed(self.seed, epoch)):
                 it = iter(self.items); first = next(it, None)         # samplers draw their seed with the first batch
             if first is None: raise ValueError("Stream: the data gave no batch at all")
             yield first

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from safetensors import safe_open
 from tqdm.auto import tqdm
-from .core import default_device, set_seed, frozen, check_images, check_finite, show_images, sync_grads, sync_buffers
+from .core import default_device, set_seed, frozen, check_images, check_finite, show_images, sync_grads, sync_buffers, whole_file
 from .data import Stream
 from .metrics import weights_hash
 from .schedules import Plan, cosine
@@ -118,9 +118,7 @@ class Checkpoint(Callback):
         every:int=200, # steps between checkpoints
     ): self.path, self.every = Path(path), every
     def _save(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        torch.save(self.run.state_dict(), part); os.replace(part, self.path)
+        with whole_file(self.path) as part: torch.save(self.run.state_dict(), part)
     def after_step(self, figures):
         if self.run.step % self.every == 0: self._save()
     def after_fit(self, status):
@@ -185,7 +183,10 @@ class Distiller:
         self.n_steps, self.lr, self.betas, self.seed, self.log_every = n_steps, lr, betas, seed, log_every
         plan = plan if isinstance(plan, Plan) else Plan(plan)
         self.plan = Plan({"student.lr": cosine(lr, lr/50, n_steps), **plan.schedules})
-        self.callbacks, self.step, self.stop, self.opt = [c for c in callbacks if self.is_main or c.everywhere], 0, False, None
+        callbacks = list(callbacks); kinds = [type(c).__name__ for c in callbacks]
+        names = [k + (f"/{n}" if (n := kinds[:i].count(k)) else "") for i,k in enumerate(kinds)]                          # History, History/1, ...
+        self.named = {n: c for n,c in zip(names, callbacks) if self.is_main or c.everywhere}
+        self.callbacks, self.step, self.stop, self.stopped, self.opt = list(self.named.values()), 0, False, False, None
 
     def __getitem__(self, kind): return next(c for c in self.callbacks if isinstance(c, kind))   # run[History]
 
@@ -236,7 +237,7 @@ def one_step(self:Distiller) -> dict:
     with self.taps[1]: s = self._forward(self.student, batch)
     loss, figures = self.objective.loss(batch, t, s, dict(teacher=self.taps[0].seen, student=self.taps[1].seen), shares=logged)
     self.opt.zero_grad(); self.accelerator.backward(loss)
-    sync_grads(p for g in self.opt.param_groups for p in g["params"])
+    self.stopped = sync_grads((p for g in self.opt.param_groups for p in g["params"]), self.stop)
     self.opt.step()
     sync_buffers(self.student)
     self.step += 1
@@ -244,27 +245,23 @@ def one_step(self:Distiller) -> dict:
 
 # %% ../nbs/40_distill.ipynb #8bab71dc
 @patch
-def _stopped(self:Distiller):
-    "Has any process been asked to stop? All must leave the loop together."
-    if self.accelerator.num_processes == 1: return self.stop
-    return bool(self.accelerator.reduce(torch.tensor(float(self.stop), device=self.device)).item())
-
-@patch
 def fit(self:Distiller,
     resume=None, # a checkpoint to go on from
 ) -> Distiller: # self
-    "Run to `n_steps`. Ctrl-C ends the run after the step in progress, lets the callbacks save, and raises `KeyboardInterrupt`."
+    """Run to `n_steps`. Ctrl-C ends the run after the step in progress, lets the callbacks save, and raises `KeyboardInterrupt`.
+
+    Several processes leave the loop together: what one was asked travels with the gradients, so they take at most one step more."""
     if self.step and resume is None: raise RuntimeError(f"this run has already taken {self.step} steps; make a new Distiller, or pass resume= with its checkpoint")
     set_seed(self.seed)
     self.student.train()
-    status, self.stop = "failed", False
+    status, self.stop, self.stopped, alone = "failed", False, False, self.accelerator.num_processes == 1
     with frozen(self.teacher), _calm_interrupt(self):
         self._prepare()
         for c in self.callbacks: c.run = self
         if resume is not None: self.load(resume)
         for c in self.callbacks: c.before_fit()
         try:
-            while self.step < self.n_steps and not self._stopped():
+            while self.step < self.n_steps and not (self.stop if alone else self.stopped):
                 figures = self.one_step()
                 for c in self.callbacks: c.after_step(figures)
             status = "finished" if self.step == self.n_steps else "interrupted"
@@ -284,8 +281,8 @@ def _identity(self:Distiller):
 
 @patch
 def _callback_states(self:Distiller):
-    "By the callbacks' class names, so that one more or less of them does no harm."
-    return {type(c).__name__: s for c in self.callbacks if (s := c.state_dict())}
+    "By the callbacks' class names and their order among those of one class, so that one more or less of another class does no harm."
+    return {n: s for n,c in self.named.items() if (s := c.state_dict())}
 
 @patch
 def state_dict(self:Distiller) -> dict:
@@ -299,7 +296,7 @@ def load(self:Distiller,
 ):
     "Take up the state of a checkpoint; raises if the file is missing, unreadable or of a different run."
     if not Path(path).exists(): raise FileNotFoundError(f"no checkpoint {str(path)!r} to resume from; start without resume=")
-    try: state = torch.load(path, map_location=self.device, weights_only=True)
+    try: state = torch.load(path, map_location=self.device if self.device.type != "cpu" else "cpu", weights_only=True)      # accelerate's "cpu:0" is nothing that torch.load knows
     except Exception as e: raise ValueError(f"checkpoint {str(path)!r} cannot be read ({type(e).__name__}); it may be cut short, start without resume=") from e
     mine = self.identity
     differ = {k: (v, mine[k]) for k,v in state["identity"].items() if v != mine[k] and k != "student"}
@@ -309,9 +306,8 @@ def load(self:Distiller,
     if state["scaler"]: self.accelerator.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"][0].cpu()); self.step = state["step"]
     if self.device.type == "cuda": torch.cuda.set_rng_state_all([r.cpu() for r in state["rng"][1:]])
-    kinds = {type(c).__name__: c for c in self.callbacks}
     for k,s in state["callbacks"].items():
-        if k in kinds: kinds[k].load_state_dict(s)
+        if k in self.named: self.named[k].load_state_dict(s)
 
 # %% ../nbs/40_distill.ipynb #205d6636
 def distill(

@@ -6,15 +6,14 @@
 __all__ = ['MOST_NUMBERS', 'load_saved', 'network_pairs', 'folder_pairs', 'measure_pairs', 'report_bound', 'vemi_bound']
 
 # %% ../nbs/81_measure.ipynb #f9845978
-import argparse, importlib, json, os, sys
+import argparse, importlib, json, sys
 from pathlib import Path
 import torch
 from safetensors import safe_open
-from .core import generator, default_device, load_nets, read_config, frozen
+from .core import generator, default_device, load_nets, read_config, frozen, write_text
 from .data import PairedFolder, ImageFolder
 from .tasks import TASKS
-from .tilted import fit_tilted
-from .bounds import ais_bounds, plot_sandwich, mi_table, format_mi_table
+from .bounds import certify_pairs, plot_sandwich, mi_table, format_mi_table
 
 # %% ../nbs/81_measure.ipynb #0f62f094
 def load_saved(
@@ -69,23 +68,15 @@ def measure_pairs(
     noise_floor:float=.1, # standard deviation of the noise added to t, image units; 0 for t that has a density of its own
     levels:tuple=(1,10,30,100), # of the sandwiches; the last is reported
     seed:int=0, # of noise, split, training, chains
-    h_t:float=0., # H(T) in nats, if known
-    log_p=None, # log p(t), if known
-    torus:bool=False, # pictures whose opposite edges touch
     device="cpu", # where to compute
-    **kw, # further arguments of `fit_tilted`
+    **kw, # h_t and log_p of `certify_pairs`, arguments of `fit_tilted`
 ) -> tuple[list, object]: # a `Sandwich` for each of `levels`, the model
-    "Split in halves, fit on one, certify on the other."
+    "`certify_pairs` for numbers that a command can bear: `ValueError` for too many numbers, too few pairs, or levels below 1."
     d = t[0].numel()
     if d > MOST_NUMBERS: raise ValueError(f"measure_pairs: {tuple(t.shape[1:])} are {d:,} numbers, at most {MOST_NUMBERS:,} expected; pass --size to scale the pictures down")
     if len(t) < 200: raise ValueError(f"measure_pairs: at least 200 pairs expected (half of them to fit), got {len(t)}")
     if min(levels) < 1: raise ValueError(f"measure_pairs: levels >= 1 expected, got {levels}")
-    g = generator(seed)
-    t = t + noise_floor*torch.randn(t.shape, generator=g)
-    fit_, held = torch.randperm(len(t), generator=g).chunk(2)
-    (t_fit, s_fit), (t_held, s_held) = ((x[i].to(device) for x in (t, s)) for i in (fit_, held))
-    model = fit_tilted(t_fit, s_fit, seed=seed, torus=torus, **kw)
-    return [ais_bounds(model, t_held, s_held, n, s_fit[:100], h_t=h_t, log_p=log_p, n_paths=2, seed=seed) for n in levels], model
+    return certify_pairs(t, s, noise_floor, levels, seed, device=device, **kw)
 
 def report_bound(
     out, # folder
@@ -100,7 +91,7 @@ def report_bound(
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     what = "I(T;S)" if truth is not None else "E[log p(t~|s)] = -H(T~|S)"
     data = dict(name=name, quantity=what, truth=truth, **settings, levels=list(levels), sandwiches=[c.to_dict() for c in curve])
-    part = out/"bound.json.part"; part.write_text(json.dumps(data, indent=1)); os.replace(part, out/"bound.json")
+    write_text(out/"bound.json", json.dumps(data, indent=1))
     ax = plot_sandwich(levels, curve, truth); ax.set_title(f"{name}: {what}", fontsize=9)
     c = curve[-1]; mid, half = c.lower.mean, max(abs(c.upper.mean-c.lower.mean), abs(c.lower.mean-c.base.mean), 1e-3)
     ax.set_ylim(mid-1.5*half, mid+1.5*half); ax.figure.savefig(out/"bound.png", dpi=110); plt.close(ax.figure)

@@ -8,7 +8,7 @@ __all__ = ['DigitClassifier', 'train_digit_classifier', 'accuracy', 'digit_class
            'KernelDistance', 'PrecisionRecall', 'LPIPS', 'fidelity']
 
 # %% ../nbs/08_metrics.ipynb #81bfbdbb
-import hashlib, json, math, operator, os, warnings
+import hashlib, json, math, operator, warnings
 from dataclasses import dataclass, asdict, fields, replace
 from pathlib import Path
 import torch, torch.nn.functional as F, torchmetrics
@@ -19,7 +19,7 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from .core import set_seed, generator, frozen, require, save_nets, load_nets, read_config, weights_path, check_images, check_finite
+from .core import set_seed, generator, frozen, require, save_nets, load_nets, read_config, weights_path, check_images, check_finite, seeded, whole_file
 from .data import digits, Batches, resize
 
 # %% ../nbs/08_metrics.ipynb #f256cacd
@@ -267,10 +267,7 @@ def _read_cache(path, made_of):
     return state
 
 def _write_cache(path, made_of, state):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")                  # a run that is cut off leaves no half a file under the good name
-    save_file({k: v.contiguous() for k,v in state.items()}, part, metadata=dict(made_of=made_of, digest=_digest(state)))
-    part.replace(path)
+    with whole_file(path, own=True) as part: save_file({k: v.contiguous() for k,v in state.items()}, part, metadata=dict(made_of=made_of, digest=_digest(state)))
 
 # %% ../nbs/08_metrics.ipynb #4f06c499
 class FeatureMetric:
@@ -373,9 +370,7 @@ class KernelDistance(FeatureMetric):
     def _check_n(self, n, what):
         if n < self.subset_size: raise ValueError(f"KernelDistance: {n} pictures ({what}) are fewer than a subset; give more, or lower subset_size={self.subset_size}")
     def _result(self, state, protocol):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            mean, sd = state.compute()
+        with seeded(self.seed): mean, sd = state.compute()
         return Figure(mean.item(), protocol, sd.item())
 
 # %% ../nbs/08_metrics.ipynb #d419e588

@@ -13,7 +13,7 @@ from fastcore.all import store_attr, patch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-from .core import generator, check_finite, frozen
+from .core import generator, check_finite, frozen, seeded
 from .energy import ResidualStack, TiltNet
 from .chains import MALA, Reference, ReplayBuffer, adapt_step
 
@@ -283,8 +283,7 @@ def fit_base(
 ) -> ConditionalBase:
     "The `ConditionalBase` with the best validation likelihood among a few: pictures with the Gaussian likelihood; vectors with and without margins of t, and with Student's."
     kinds, best = [(False,False)] if t.ndim == 4 else [(False,False), (True,False), (False,True)], None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**31, (), generator=g, device=g.device)))
+    with seeded(int(torch.randint(2**31, (), generator=g, device=g.device))):
         for margins,student in kinds:
             base = ConditionalBase(t.shape[1:], s.shape[1:], margins=margins, padding=padding).to(t.device)
             value = base.fit(t, s, t_val, s_val, g, student)
@@ -475,8 +474,7 @@ def fit_tilted(
     base = fit_base(t[n_val:], s[n_val:], t[:n_val], s[:n_val], g, padding) if base is None else base
     model = TiltedModel(base)
     u, c, _ = model.prepare(t, s)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         tilt = TiltNet(u.shape[1:], c.shape[1], width or (8 if u.ndim == 4 else 48), padding=padding).to(t.device)
     model.tilt, model.log = fit_tilt(tilt, u[n_val:], c[n_val:], u[:n_val], c[:n_val], g, **kw)
     return model.eval()

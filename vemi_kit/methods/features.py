@@ -13,20 +13,21 @@ from ..students import FeatureAdaptors, match_layers
 
 # %% ../../nbs/31_methods.features.ipynb #93edf1f3
 class FeatureMethod(Method):
-    "A method on features: a subclass defines `compare(layer, ft, fs) -> scalar`, for features `(b, c, h, w)` of a pair of layers; the loss is the sum over pairs. With `translated`, 1x1 convolutions bring the student's to the teacher's channels and train with the student."
+    "A method on features: a subclass defines `compare(layer, ft, fs) -> scalar`, for features `(b, c, h, w)` of a pair of layers; the loss is the sum over pairs. With `translated`, adaptors bring the student's to the teacher's channels and train with the student."
     translated = False
     def __init__(self,
         weight:float=1., # factor in the sum
         layers=None, # names that both networks have, or {teacher's: student's}; None: all stages that both have; `""` is the whole network
         lr_scale:float=1., # learning rate of what trains with the student, relative to the student's
+        adaptor:str="conv", # for methods that translate, one of `ADAPTORS`
     ):
         super().__init__(weight)
-        self.wanted, self.lr_scale = layers, lr_scale
+        self.wanted, self.lr_scale, self.adaptor = layers, lr_scale, adaptor
 
     def prepare(self, teacher, student, batch, t, s):
         found = match_layers(teacher, student, batch, self.wanted, self.read.call, self.name)
         self.layers, self.channels = {k: v[0] for k,v in found.items()}, {k: v[1:] for k,v in found.items()}
-        if self.translated: self.adaptors = FeatureAdaptors(teacher, student, found).to(s.device)
+        if self.translated: self.adaptors = FeatureAdaptors(teacher, student, found, self.adaptor).to(s.device)
 
     def pairs(self, features):
         "{teacher's layer: (its features, the student's)}; `RuntimeError` if the loop has not listened."

@@ -18,18 +18,19 @@ from ..students import Taps, with_width
 
 # %% ../../nbs/38_methods.omgd.ipynb #aef9acf9
 def deeper(
-    student:nn.Module, # network of the zoo with a number of blocks
-    more:int=2, # times as deep
+    student:nn.Module, # network of the zoo with a number of blocks, or with blocks at its levels (the U-Nets)
+    more:int=2, # times as many blocks; so many more at each level of a U-Net
 ) -> nn.Module:
-    "A fresh network of the student's width, `more` times as deep; `TypeError` if its family has no number of blocks (a U-Net's halvings are tied to the size of the picture), `ValueError` if the student was pruned."
+    "A fresh network of the student's width and more depth; `TypeError` if its family has no blocks, `ValueError` if the student was pruned."
     config = getattr(student, "config", {})
-    if "n_blocks" not in config: raise TypeError(f"deeper: {type(student).__name__} has no number of blocks to raise; give OMGD teachers={{'wide': ..., 'deep': ...}} yourself")
-    return with_width(student, depth=more*config["n_blocks"])
+    if "n_blocks" in config: return with_width(student, depth=more*config["n_blocks"])
+    if "level_blocks" in config: return with_width(student, level_blocks=more+config["level_blocks"])
+    raise TypeError(f"deeper: {type(student).__name__} has no number of blocks to raise; give OMGD teachers={{'wide': ..., 'deep': ...}} yourself")
 
 class OMGD(Method):
     """Online distillation from teachers that train beside the student (OMGD, arXiv 2108.06908): SSIM 10, style 1e4, perceptual 10, total variation 1e-5 for each teacher, and `channel` for the first.
 
-    Each step: teachers answer; discriminators and teachers take their steps; the student follows the answers. Logs the GAN losses and, with `score`, the best one so far."""
+    Each step: teachers answer; discriminators and teachers take their steps; the student follows the answers. Logs the GAN losses and, with `score`, each teacher's best one so far and which is `chosen`."""
     name = "omgd"
     def __init__(self,
         discriminator:nn.Module, # picture to logits; every teacher trains a copy of its own
@@ -43,22 +44,31 @@ class OMGD(Method):
         tv:float=1e-5,
         channel:float=10., # 5e2 for horse2zebra, 1e1 for edges2shoes
         layers=None, # for the channel term, see `FeatureMethod`
+        adaptor:str="conv-bn-relu", # of the channel term, one of `ADAPTORS`, as published
         lr:float=2e-4, # Adam of teachers and discriminators, betas (0.5, 0.999)
         loss:str="lsgan", # one of `GAN_LOSSES`
         conditional:bool=False, # see `Adversarial`
         n_dis:int=1, # student steps for each step of the teachers
         score=None, # score(net) -> float, lower is better, e.g. a Fréchet distance: the student follows the best state of each teacher so far; None: the present one
         score_every:int=500, # steps of the teachers between scores
+        only_chosen:bool=False, # the picture terms follow the chosen teacher alone, in place of all, as published; needs a score
         weights=None, # file of VGG16's weights, see `Eyes`
     ):
         super().__init__(weight)
+        if only_chosen and score is None: raise ValueError("omgd: only_chosen needs score=, a function of a network that says how good it is (lower is better)")
         self._given, self._discriminator, self._score = teachers, [discriminator], score
-        self.real, self.reconstruction, self.lr, self.loss_name, self.conditional, self.n_dis, self.score_every = real, reconstruction, lr, loss, conditional, n_dis, score_every
+        self.real, self.reconstruction, self.lr, self.loss_name, self.conditional, self.n_dis, self.score_every, self.only_chosen = real, reconstruction, lr, loss, conditional, n_dis, score_every, only_chosen
         self.terms = nn.ModuleDict({m.name: m for m in (SSIM(ssim), Style(style, weights), Perceptual(perceptual, weights), TotalVariation(tv)) if m.weight})
-        if channel: self.channel = Channel(channel, layers)
+        if channel: self.channel = Channel(channel, layers, adaptor=adaptor)
         self.n_seen, self.best, self._answers = 0, {}, None
     @property
-    def note(self): return self.terms["style"].note if "style" in self.terms else self.terms["perceptual"].note if "perceptual" in self.terms else ""
+    def chosen(self):
+        "Name of the teacher with the best score so far; None without one."
+        return min(self.best, key=self.best.get, default=None)
+    @property
+    def note(self):
+        eyes = next((self.terms[k].note for k in ("style","perceptual") if k in self.terms), "")
+        return "; ".join(filter(None, [eyes, self.chosen and f"chosen teacher {self.chosen!r}, scores " + ", ".join(f"{k} {v:.4g}" for k,v in self.best.items())]))
 
     def prepare(self, teacher, student, batch, t, s):
         device, given = s.device, self._given or {"wide": teacher, "deep": deeper(student)}
@@ -98,7 +108,7 @@ class OMGD(Method):
         if self._score: answers, feats = self._select(batch, answers, feats, train)
         self.n_seen += 1
         self._answers, self._feats = answers, feats
-        return answers[min(self.best, key=self.best.get) if self.best else first]
+        return answers[self.chosen or first]
 
     def _select(self, batch, answers, feats, train):
         "Keep the best state of each teacher by its score, and let those answer."
@@ -110,13 +120,14 @@ class OMGD(Method):
         for k,net in self.kept.items():
             with self._taps(k, net) as taps, torch.no_grad(): res[k] = self.read(net, batch)
             if k == first: feats = taps.seen
-        self._figures.update({f"{k}_best": v for k,v in self.best.items()})
+        self._figures.update({f"{k}_best": v for k,v in self.best.items()} | {f"{k}_chosen": float(k == self.chosen) for k in self.best})
         return res, feats
 
     def loss(self, batch, t, s, features=None):
         if self._answers is None: raise RuntimeError("omgd: the teachers have not answered; call follow(batch, t) first, as Objective does")
         total, figures = 0., dict(self._figures)
         for k,answer in self._answers.items():
+            if self.only_chosen and k != self.chosen: continue
             for m in self.terms.values():
                 value, _ = m.loss(batch, answer, s); total = total + m.weight*value
                 figures[f"{k}_{m.name}"] = value.item()

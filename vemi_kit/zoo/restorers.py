@@ -8,8 +8,8 @@ __all__ = ['PlainBlock', 'SRResNet', 'UNetRestorer', 'load_basicsr']
 # %% ../../nbs/12_zoo.restorers.ipynb #5bd2181b
 import torch, torch.nn.functional as F
 from torch import nn
-from ..core import load_state
-from .translators import check_sides, read_state
+from ..core import load_state, read_state
+from .translators import check_sides
 
 # %% ../../nbs/12_zoo.restorers.ipynb #d4af4874
 class PlainBlock(nn.Module):
@@ -57,12 +57,14 @@ class UNetRestorer(nn.Module):
         width:int=16, # channels at full resolution; twice as many a level down
         n_downs:int=2, # halvings
         channels:int=3, # of the pictures
+        level_blocks:int=0, # residual blocks after the two convolutions of each level, both ways: a deeper network of the same width
     ):
         super().__init__()
         if n_downs < 1: raise ValueError(f"UNetRestorer: n_downs >= 1 expected, got {n_downs}")
-        self.channels, self.config = channels, dict(width=width, n_downs=n_downs, channels=channels)
+        if level_blocks < 0: raise ValueError(f"UNetRestorer: level_blocks >= 0 expected, got {level_blocks}")
+        self.channels, self.config = channels, dict(width=width, n_downs=n_downs, channels=channels, level_blocks=level_blocks)
         conv = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.LeakyReLU(.1))
-        two, cs = (lambda i,o: nn.Sequential(conv(i,o), conv(o,o))), [width*2**i for i in range(n_downs+1)]
+        two, cs = (lambda i,o: nn.Sequential(conv(i,o), conv(o,o), *[PlainBlock(o) for _ in range(level_blocks)])), [width*2**i for i in range(n_downs+1)]
         self.encode = nn.ModuleList([two(i,o) for i,o in zip([channels]+cs, cs)])
         self.up     = nn.ModuleList([conv(2*c, c) for c in cs[:-1]])
         self.decode = nn.ModuleList([two(2*c, c) for c in cs[:-1]])

@@ -9,12 +9,11 @@ __all__ = ['EqualLinear', 'lrelu', 'pixel_norm', 'upfirdn', 'upsample2', 'modula
 
 # %% ../../nbs/13_zoo.stylegan2.ipynb #00000002
 import argparse, math, re
-from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.all import patch, store_attr
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import generator, set_seed, check_finite, default_device
+from ..core import generator, set_seed, check_finite, default_device, load_state, read_state, refuse
 from .dcgan import _n_ups
 
 # %% ../../nbs/13_zoo.stylegan2.ipynb #00000005
@@ -373,25 +372,6 @@ def _their_shape(theirs, shape):
     if re.fullmatch(r"(conv1|convs\.\d+|to_rgb1|to_rgbs\.\d+)\.conv\.weight", theirs): return (1, *shape)
     return (1, *shape, 1, 1) if re.fullmatch(r"(to_rgb1|to_rgbs\.\d+)\.bias", theirs) else tuple(shape)
 
-# %% ../../nbs/13_zoo.stylegan2.ipynb #00000037
-def _read_state(source, part):
-    "The state dict of `part`, from a file or from what `torch.load` gave."
-    if isinstance(source, (str, Path)):
-        if not Path(source).exists(): raise FileNotFoundError(f"no weights file {str(source)!r}")
-        torch.serialization.add_safe_globals([argparse.Namespace])                   # such checkpoints also hold the options of their training, which are plain values
-        try: source = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as e: raise ValueError(f"{str(source)!r} cannot be read as weights ({type(e).__name__}: {str(e)[:200]})") from e
-    if not isinstance(source, dict): raise TypeError(f"load_stylegan2: expected a file or a dict of tensors, got {type(source).__name__}")
-    state = source.get(part, source)
-    if not all(torch.is_tensor(v) for v in state.values()): raise ValueError(f"load_stylegan2: no part {part!r} in this checkpoint; it holds {sorted(source)}")
-    return state
-
-def _refuse(part, **wrong):
-    "Raise a `ValueError` that lists what is wrong, if anything is."
-    if any(wrong.values()):
-        few = lambda v: f"{v[:8]}" + (f" and {len(v)-8} more" if len(v) > 8 else "")
-        raise ValueError(f"load_stylegan2: the weights of {part!r} do not fit. " + "; ".join(f"{k.replace('_',' ')}: {few(v)}" for k,v in wrong.items() if v))
-
 # %% ../../nbs/13_zoo.stylegan2.ipynb #00000038
 def load_stylegan2(
     source, # a file (.pt), what `torch.load` made of it, or the state dict of one network
@@ -400,11 +380,11 @@ def load_stylegan2(
 ) -> nn.Module: # StyleGAN2Generator or StyleGAN2Discriminator, in evaluation mode
     "A network from weights in the common PyTorch layout; raises `ValueError` listing the missing, unknown or misshaped names, `FileNotFoundError` without the file."
     if part not in ("g_ema","g","d"): raise ValueError(f"load_stylegan2: part: expected 'g_ema', 'g' or 'd', got {part!r}")
-    state = _read_state(source, part)
+    state, where = read_state(source, (part,), plain=(argparse.Namespace,)), f"load_stylegan2: what the state holds of {part!r}"      # such checkpoints also hold the options of their training
     last = lambda pattern: max([int(m[1]) for k in state if (m := re.match(pattern, k))], default=0)
     n_ups = last(r"convs\.(\d+)\.") if part == "d" else max(last(r"to_rgbs\.(\d+)\.")+1, (last(r"convs\.(\d+)\.")+2)//2)
     names, kernels = _discriminator_names(max(1, n_ups)) if part == "d" else _generator_names(n_ups, last(r"style\.(\d+)\."))
-    _refuse(part, missing=sorted((names.keys()|kernels.keys())-state.keys()), unknown=sorted(state.keys()-names.keys()-kernels.keys()))
+    refuse(where, Missing=sorted((names.keys()|kernels.keys())-state.keys()), unknown=sorted(state.keys()-names.keys()-kernels.keys()))
     dim = lambda key, axis: state[key].shape[axis] if state[key].ndim > axis else 1
     with torch.device("meta"):
         if part == "d":
@@ -412,12 +392,10 @@ def load_stylegan2(
         else:
             widths = [dim("input.input", 1), dim("conv1.conv.weight", 1), *[dim(f"convs.{k}.conv.weight", 1) for k in range(2*n_ups)]]
             net = StyleGAN2Generator(4*2**n_ups, dim("to_rgb1.conv.weight", 1), z_dim=dim("conv1.conv.modulation.weight", 1), n_mapping=last(r"style\.(\d+)\."), widths=widths, **kw)
-    own = net.state_dict()
-    want = {t: _their_shape(t, own[o].shape) for t,o in names.items()} | {t: (4,4) for t in kernels}
-    _refuse(part, other_shape=[f"{t}: file {tuple(state[t].shape)}, expected {s}" for t,s in want.items() if tuple(state[t].shape) != s])
-    taps = torch.tensor([1.,3.,3.,1.])/8
-    _refuse(part, filters_other_than_1_3_3_1=[t for t,gain in kernels.items() if not torch.allclose(state[t].float(), gain*taps*taps[:,None], atol=1e-4)])
-    net.to_empty(device="cpu").load_state_dict({o: state[t].reshape(own[o].shape) for t,o in names.items()})
+    own, taps = net.to_empty(device="cpu").state_dict(), torch.tensor([1.,3.,3.,1.])/8
+    refuse(where, filters_other_than_1_3_3_1=[t for t,gain in kernels.items() if state[t].shape != (4,4) or not torch.allclose(state[t].float(), gain*taps*taps[:,None], atol=1e-4)])
+    ours = {t: state[t].reshape(own[o].shape) if tuple(state[t].shape) == _their_shape(t, own[o].shape) else state[t] for t,o in names.items()}
+    load_state(net, ours, where, {o: t for t,o in names.items()})
     return net.eval()
 
 # %% ../../nbs/13_zoo.stylegan2.ipynb #00000040
