@@ -164,10 +164,10 @@ class CompareTask:
             with whole_file(path) as part: save_nets(part, **nets)
         return {k: n.to(device).eval() for k,n in nets.items()}
 
-# %% ../nbs/82_compare.ipynb #306b8b6d
+# %% ../nbs/82_compare.ipynb #e6a448f8
 class Digits16(CompareTask):
     "The shipped digits GAN at 16x16, width 64."
-    name, steps, lr, n_judge = "digits16", 3000, 1e-2, 2048
+    name, steps, lr, n_judge = "digits16", 3500, 1e-2, 2048
     def networks(self): return dict(teacher=SNGenerator(16, 1, 64), discriminator=SNDiscriminator(16, 1, 64))
     def teacher(self, folder=None, device="cpu"): return dict(zip(("teacher","discriminator"), digits_teacher(device=device)))
     def data(self, seed): return Latents(64, self.batch_size, seed)
@@ -231,10 +231,10 @@ def learn_truth(
     "Train a network on pairs, with the methods of the kit."
     return Distiller(_Enlarged(scale), net, Objective(formula, **settings), data, n_steps, lr=lr, betas=(.9,.99), value_range=None, device=device, callbacks=[Progress("training the teacher")]).fit()
 
-# %% ../nbs/82_compare.ipynb #5ef4693f
+# %% ../nbs/82_compare.ipynb #862362d4
 class Photos2x(CompareTask):
     "Enlarging crops of photographs from 32x32 to 64x64: an SRResNet of width 32 with 4 blocks."
-    name, steps, batch_size, lr, n_judge, teacher_steps, value_range = "photos_x2", 2000, 8, 3e-3, 512, 3000, None
+    name, steps, batch_size, lr, n_judge, teacher_steps, value_range = "photos_x2", 1500, 8, 3e-3, 512, 2000, None
     widths, criterion = (4,2), "psnr"
     def networks(self): return dict(teacher=SRResNet(32, 4, 2), discriminator=PatchGAN(16, 2, 3, norm="instance"))
     def crops(self, split, n, seed): return Crops(half_photos(split), "x2", 32, n, seed)
@@ -247,10 +247,10 @@ class Photos2x(CompareTask):
         d = dict(discriminator=nets["discriminator"], loss="lsgan")
         return dict(adversarial=dict(d, real="teacher"), omgd=dict(d, reconstruction=10.))
 
-# %% ../nbs/82_compare.ipynb #5ce826b1
+# %% ../nbs/82_compare.ipynb #ce93c712
 class Edges64(Photos2x):
     "From edges to photographs, crops of 64x64: a U-Net of width 32 with four halvings, trained with L1 and a PatchGAN."
-    name, steps, lr, teacher_steps, value_range, criterion = "edges64", 2500, 3e-3, 3000, (-1,1), "frechet_teacher"
+    name, steps, lr, teacher_steps, value_range, criterion = "edges64", 2500, 3e-3, 2000, (-1,1), "frechet_teacher"
     def networks(self): return dict(teacher=UNetGenerator(32, 4, 1, 3), discriminator=PatchGAN(32, 2, 4, norm="instance"))
     def crops(self, split, n, seed): return Crops(half_photos(split, lambda p: (sobel_edges(p)[0], p[0])), "pairs", 64, n, seed)
     def train(self, nets, device, n_steps):
