@@ -711,7 +711,7 @@ def verdict_table(
         rows.append(f"| {v['task']} | {v['width']} | {v['budget']} | {name} | {v['best_with']}: {v['mean_with']:.{n}f} ({v['candidates'][0]}) | {v['best_without']}: {v['mean_without']:.{n}f} ({v['candidates'][1]}) | {v['gain']:+.{n}f} {interval} | {v['relative']:+.1%} | {v['seeds']} |")
     return "\n".join(rows)
 
-# %% ../nbs/82_compare.ipynb #49eb04a5
+# %% ../nbs/82_compare.ipynb #a60dea5d
 def _colours(rows):
     "A colour for each label, the same in all pictures."
     names = list(dict.fromkeys(label(r) for r in rows))
@@ -736,19 +736,20 @@ def pareto(
     tasks, colour = list(dict.fromkeys(r["task"] for r in rows)), _colours(rows)
     fig, axes = _panels(len(tasks), 2)
     for axs,task in zip(axes, tasks):
-        for i,(ax,key,name) in enumerate(zip(axs, ("macs","latency_ms"), ("MACs a sample","ms a sample, batch 1, one thread"))):
+        for ax,key,name in zip(axs, ("macs","latency_ms"), ("MACs a sample","ms a sample, batch 1, one thread")):
             points = {}
             for (t,w),methods in grouped(rows).items():
                 if t != task: continue
+                x = statistics.median(r[key] for rs in methods.values() for r in rs)      # a network costs what it costs, whichever method trained it
                 for n,rs in methods.items():
                     y = [r[which][measure] for r in rs]
-                    points.setdefault(n, []).append((statistics.median(r[key] for r in rs), statistics.fmean(y), statistics.stdev(y) if len(y) > 1 else 0.))
+                    points.setdefault(n, []).append((x, statistics.fmean(y), statistics.stdev(y) if len(y) > 1 else 0.))
             for k,(n,p) in enumerate(points.items()):
                 x, y, e = zip(*sorted(p)); nudge = 1.04**(k-(len(points)-1)/2)            # beside each other, not over each other
                 ax.errorbar([v*nudge for v in x], y, yerr=e, marker="o", ms=4, lw=.8, capsize=2, color=colour[n], label=n)
             ax.set(xscale="log", xlabel=name, ylabel=MEASURES[measure][0].replace("\\|","|") + (" (less is better)" if MEASURES[measure][1] < 0 else ""), title=task)
-            ax.minorticks_off(); ticks = sorted({p[0] for ps in points.values() for p in ps}) if key == "macs" else ax.get_xticks()
-            if key == "macs": ax.set_xticks(ticks, [f"{t/1e6:.3g}M" for t in ticks])
+            ticks = sorted({p[0] for ps in points.values() for p in ps})
+            ax.minorticks_off(); ax.set_xticks(ticks, [f"{v/1e6:.3g}M" if key == "macs" else f"{v:.3g}" for v in ticks])
         if task == tasks[0]: axs[1].legend(fontsize=6)
     return fig
 
