@@ -38,14 +38,14 @@ def start(plugin, out, *args):
     return subprocess.Popen([*COMMAND, "--plugin", "tiny_plugin", "--tasks", "tiny", "--device", "cpu", "--out", str(out), *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, seconds=240):
+def wait_for(condition, seconds=900):
     end = time.time()+seconds
     while not condition():
         assert time.time() < end, "waited in vain"
         time.sleep(.05)
 
 
-def lines(path): return len(read_rows(path)) if path.exists() else 0
+def lines(path): return read_rows(path) if path.exists() else []
 
 
 def alive(pid):
@@ -56,36 +56,38 @@ def alive(pid):
 def test_killed_and_resumed(plugin, tmp_path):
     "kill -9 in mid-run: whole lines stay, workers end, a process that died is a line, and what follows is what would have come anyway."
     kw, path = dict(methods="l1,l1+crash", widths=[8], seeds=3, plugins=["tiny_plugin"], device="cpu", progress=False), tmp_path/"runs.jsonl"
-    p = start(plugin, tmp_path, "--methods", "l1,l1+crash", "--widths", "8", "--seeds", "3", "--steps", "400", "--jobs", "2")
-    wait_for(lambda: lines(path) >= 2 or p.poll() is not None)
-    assert p.poll() is None, p.communicate()
-    p.send_signal(signal.SIGKILL); p.wait()
+    p = start(plugin, tmp_path, "--methods", "l1,l1+crash", "--widths", "8", "--seeds", "3", "--steps", "60", "--jobs", "2")
+    try:
+        wait_for(lambda: p.poll() is not None or {"error" in r for r in lines(path)} == {True, False})
+        assert p.poll() is None, p.communicate()
+    finally: p.kill(); p.wait()                                                       # SIGKILL
     pids = [int(f.name.split("_")[1]) for f in plugin.glob("worker_*")]
     assert len(pids) >= 2
-    wait_for(lambda: not any(map(alive, pids)), 20)
+    wait_for(lambda: not any(map(alive, pids)), 60)
     before = read_rows(path)
     died = [r for r in before if "error" in r]
     assert died and all("its process died (exit code 3)" in r["error"] and not r["diverged"] and r["formula"] == "l1 + crash" for r in died)
     with path.open("a") as f: f.write('{"task": "tiny", "na')                     # and a line that was cut off
-    rows = compare(tmp_path, "tiny", steps=400, **kw)
+    rows = compare(tmp_path, "tiny", steps=60, **kw)
     assert len(rows) == 6 and not any("error" in r for r in rows)
     after = read_rows(path)
     assert after[:len(before)] == before and len(after) == 6 + len(died)
     whole = [r for r in before if "error" not in r]
     assert all(r in rows for r in whole)                                             # finished ones were not repeated
     path.write_text("".join(json.dumps(r) + "\n" for r in after if r not in whole[:1]))
-    again = compare(tmp_path, "tiny", steps=400, **kw)
+    again = compare(tmp_path, "tiny", steps=60, **kw)
     assert [r["figures"] for r in again] == [r["figures"] for r in rows]          # a worker's run is the one of this process
 
 
 def test_interrupted(plugin, tmp_path):
     p = start(plugin, tmp_path, "--methods", "l1", "--widths", "8", "--seeds", "50", "--steps", "20")
-    wait_for(lambda: lines(tmp_path/"runs.jsonl") >= 1 or p.poll() is not None)
+    try: wait_for(lambda: lines(tmp_path/"runs.jsonl") or p.poll() is not None)
+    except AssertionError: p.kill(); raise
     busy = subprocess.run([*COMMAND, "--tasks", "digits16", "--methods", "l1", "--widths", "8", "--seeds", "1", "--steps", "1", "--out", str(tmp_path)], capture_output=True, text=True)
     p.send_signal(signal.SIGINT)
-    out, err = p.communicate(timeout=120)
+    out, err = p.communicate(timeout=600)
     assert p.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
-    assert 1 <= lines(tmp_path/"runs.jsonl") < 50
+    assert 1 <= len(lines(tmp_path/"runs.jsonl")) < 50
     assert busy.returncode == 1 and "another process is writing" in busy.stderr
 
 
@@ -123,7 +125,7 @@ def test_equal_time(plugin, tmp_path):
     l1, vem, timed = rows
     assert timed["budget"] == "seconds of l1" and timed["seconds"] == l1["seconds_used"] and timed["formula"] == "l1 + vem"
     assert l1["seconds_used"] <= timed["seconds_used"] < l1["seconds_used"] + 5*vem["seconds_used"]/40 and timed["steps_done"] < 40
-    assert len(compare(tmp_path, "tiny", "l1,l1+vem", [8], 1, 40, seconds_of="l1", plugins=["tiny_plugin"], device="cpu", progress=False)) == 3 and lines(tmp_path/"runs.jsonl") == 3
+    assert len(compare(tmp_path, "tiny", "l1,l1+vem", [8], 1, 40, seconds_of="l1", plugins=["tiny_plugin"], device="cpu", progress=False)) == 3 and len(lines(tmp_path/"runs.jsonl")) == 3
 
 
 @pytest.mark.parametrize("base", [Faces32, Photos2x, Edges64])

@@ -6,7 +6,7 @@
 __all__ = ['CERTIFIED_SIZE', 'MEASURES', 'KINDS', 'Averaged', 'Clock', 'EyeFeatures', 'Jury', 'CompareTask', 'Digits16',
            'Faces32', 'half_photos', 'sobel_edges', 'learn_truth', 'Photos2x', 'Edges64', 'Config', 'read_configs',
            'run_key', 'student_run', 'vital_signs', 'compare_run', 'read_rows', 'Ledger', 'is_done', 'run_all',
-           'check_run', 'find_tasks', 'compare', 'read_tuned', 'tuned_for', 'label', 'grouped', 'compare_table',
+           'check_run', 'find_tasks', 'compare', 'read_tuned', 'tuned_for', 'labelled', 'grouped', 'compare_table',
            't_quantile', 'Paired', 'paired', 'verdict', 'verdict_table', 'pareto', 'rank_correlation', 'scatter',
            'grid_points', 'tune', 'Same', 'Unpaired', 'Both', 'warm_up', 'unconditional', 'stylegan2', 'paired_kind',
            'unpaired_kind', 'restoration', 'combination_run', 'combinations', 'combination_table', 'write_report',
@@ -321,7 +321,7 @@ def read_configs(
     if twice: raise ValueError(f"each method once, got {twice} more than once")
     return res
 
-# %% ../nbs/82_compare.ipynb #b0362c24
+# %% ../nbs/82_compare.ipynb #b928289f
 def run_key(
     spec:dict, # a run
 ) -> str:
@@ -330,7 +330,7 @@ def run_key(
 
 def _merged(*settings):
     "Arguments by method name; later ones win, argument by argument."
-    return {k: {a: b for s in settings for a,b in s.get(k, {}).items()} for k in {k for s in settings for k in s}}
+    return {k: {a: b for s in settings for a,b in s.get(k, {}).items()} for k in dict.fromkeys(k for s in settings for k in s)}
 
 def student_run(
     task:CompareTask, # what is made small
@@ -360,7 +360,7 @@ def vital_signs(
         if v: res[k] = [statistics.fmean(v), v[-1]]
     return res
 
-@lru_cache(2)
+@lru_cache(8)
 def _stage(cls, folder, device, certified):
     "Teacher and jury of a task, made once in each process."
     task = cls(); nets = task.teacher(folder, device)
@@ -421,9 +421,9 @@ class Ledger:
         self.file.write((json.dumps(row, allow_nan=False) + "\n").encode()); self.file.flush(); os.fsync(self.file.fileno())
         self.rows.append(row)
 
-# %% ../nbs/82_compare.ipynb #bfbdb36b
+# %% ../nbs/82_compare.ipynb #f9971fee
 def _attempt(work, spec):
-    try: return work(spec)
+    try: row = work(spec); json.dumps(row, allow_nan=False); return row
     except FloatingPointError as e: return dict(spec, error=str(e), diverged=True)
     except Exception as e: return dict(spec, error=f"{type(e).__name__}: {e}", diverged=False)
 
@@ -476,7 +476,7 @@ def run_all(
         todo = [s for s in specs if s["key"] not in done]
         bar = tqdm(total=len(specs), initial=len(specs)-len(todo), desc="runs", disable=not progress, mininterval=0)
         try:
-            with _threads(1): 
+            with _threads(1):
                 for row in (_in_processes(todo, work, jobs, tuple(plugins)) if jobs > 1 else (_attempt(work, s) for s in todo)):
                     ledger.add(row); bar.update()
                     if "error" in row: bar.write(f"{row.get('task')}, {row.get('name')}, seed {row.get('seed')}: {row['error']}", file=sys.stderr)
@@ -484,7 +484,7 @@ def run_all(
         last = {r["key"]: r for r in ledger.rows}
     return [last[s["key"]] for s in specs]
 
-# %% ../nbs/82_compare.ipynb #92322259
+# %% ../nbs/82_compare.ipynb #3a6dc2c8
 def check_run(
     task:CompareTask, # what is made small
     spec:dict, # as for `student_run`
@@ -533,15 +533,15 @@ def compare(
     if not seeds or jobs < 1 or (steps is not None and steps < 1) or certified < 0: raise ValueError(f"compare: at least one seed, job and step expected, got seeds={seeds}, jobs={jobs}, steps={steps}, certified={certified}")
     if certified and certified < 200: raise ValueError(f"compare: certified values need at least 200 pairs (half of them to fit), got {certified}")
     names = [c.name for c in configs]
-    if seconds_of is not None and _spaced(seconds_of) not in names + [seconds_of]: raise ValueError(f"compare: seconds_of: expected one of {names}, got {seconds_of!r}")
     if seconds_of is not None and seconds_of not in names: seconds_of = _spaced(seconds_of)
+    if seconds_of is not None and seconds_of not in names: raise ValueError(f"compare: seconds_of: expected one of {names}, got {seconds_of!r}")
     found = read_tuned(out) if tuned else {}
     specs = []
     for seed,cls,c in itertools.product(seeds, classes, configs):
         best = tuned_for(found, cls.name, c)
         for w in (widths or cls.widths):
             specs.append(dict(task=cls.name, name=c.name, formula=c.formula, settings=best.settings, lr=lr or best.lr or cls.lr, width=w, seed=seed, steps=steps or cls.steps, budget="steps",
-                              batch_size=cls.batch_size, **(dict(certified=certified) if certified else {})))
+                              batch_size=cls.batch_size, decay=cls.decay, n_judge=cls.n_judge, **(dict(certified=certified) if certified else {})))
     for s in {json.dumps([s["task"], s["formula"], s["settings"], s["width"]], sort_keys=True): s for s in specs}.values(): check_run(CompareTask.registry[s["task"]](), s)
     for cls in classes:
         teacher = weights_hash(cls().teacher(out/"teachers", device)["teacher"])
@@ -553,6 +553,7 @@ def compare(
     if seconds_of is None: return rows
     place = lambda s: (s["task"], s["width"], s["seed"])
     time_of = {place(r): r["seconds_used"] for r in rows if r["name"] == seconds_of and "error" not in r}
+    for p in sorted({place(s) for s in specs} - time_of.keys()): print(f"no time for {p[0]}, width {p[1]}, seed {p[2]}: the run of {seconds_of!r} there failed", file=sys.stderr)
     timed = [{**{k: v for k,v in s.items() if k != "key"}, "budget": f"seconds of {seconds_of}", "seconds": time_of[place(s)]} for s in specs if s["name"] != seconds_of and place(s) in time_of]
     for s in timed: s["key"] = run_key(s)
     return rows + run_all(out/file, timed, work, **kw)
@@ -579,7 +580,7 @@ def tuned_for(
         raise ValueError(f"tuned.json: {config.name!r} on {task} was tuned as {t['formula']!r} with {t['given']}, not as {config.formula!r} with {config.settings}; tune it again, or leave the tuning out (--untuned)")
     return Config(config.name, config.formula, t["settings"], t["lr"] if config.lr is None else config.lr)
 
-# %% ../nbs/82_compare.ipynb #f576f28d
+# %% ../nbs/82_compare.ipynb #0181d508
 MEASURES = dict(      # name: (heading, +1 if more is better, decimals)
     frechet_teacher=("Fréchet to teacher", -1, 3), frechet_real=("Fréchet to real", -1, 3), mse=("MSE", -1, 5), l1=("L1", -1, 4), psnr=("PSNR dB", 1, 2), ssim=("SSIM", 1, 4),
     psnr_truth=("PSNR to truth dB", 1, 2), nats_per_dim=("H(T~\\|S) ≤, nats/dim", -1, 4), certified_per_dim=("certified H(T~\\|S) ≤, nats/dim", -1, 4))
@@ -588,18 +589,25 @@ def _spread(x, digits):
     if not x: return ""
     return f"{statistics.fmean(x):.{digits}f}" + (f" ± {statistics.stdev(x):.{digits}f}" if len(x) > 1 else "")
 
-def label(
-    row:dict, # a line
-) -> str:
-    "What a line is called in tables: its method, and its budget if that was time."
-    return row["name"] + ("" if row["budget"] == "steps" else f", {row['budget']}")
+def labelled(
+    rows:list, # lines
+) -> list: # the same with a `label`
+    "What lines are called in tables: their method, their budget if that was time, and whatever else differs between lines of that name (a learning rate, a setting)."
+    res = [dict(r, label=r["name"] + ("" if r["budget"] == "steps" else f", {r['budget']}")) for r in rows]
+    about = lambda r: {k: json.dumps(r.get(k), sort_keys=True) for k in ("formula","settings","lr","batch_size","decay","n_judge","certified","teacher")}
+    same = {}
+    for r in res: same.setdefault((r["task"], r["width"], r["steps"], r["label"]), []).append(r)
+    for rs in same.values():
+        odd = [k for k in about(rs[0]) if len({about(r)[k] for r in rs}) > 1]
+        for r in rs: r["label"] += f" [{', '.join(f'{k} {about(r)[k]}' for k in odd)}]" if odd else ""
+    return res
 
 def grouped(
     rows:list, # lines
-) -> dict: # {(task, width): {label: lines}}
-    "Lines by task and width, then by method."
+) -> dict: # {(task, width, steps): {label: lines}}
+    "Lines by task, width and number of steps, then by method."
     res = {}
-    for r in rows: res.setdefault((r["task"], r["width"]), {}).setdefault(label(r), []).append(r)
+    for r in labelled(rows): res.setdefault((r["task"], r["width"], r["steps"]), {}).setdefault(r["label"], []).append(r)
     return res
 
 def compare_table(
@@ -607,13 +615,13 @@ def compare_table(
     measures=None, # of `MEASURES`; None: those that there are
     which:str="figures", # "figures": averaged weights; "last": the last ones
 ) -> str:
-    "Markdown, a table for each task and width: mean ± standard deviation over seeds; the last row is what the teacher itself scores."
+    "Markdown, a table for each task, width and number of steps: mean ± standard deviation over seeds; the last row is what the teacher itself scores."
     out = []
-    for (task,width),methods in grouped(rows).items():
+    for (task,width,steps),methods in grouped(rows).items():
         good = [r for rs in methods.values() for r in rs if "error" not in r]
         cols = [m for m in (measures or MEASURES) if any(m in r[which] for r in good)]
         cost = f", {good[0]['macs']:,} MACs, {statistics.median(r['latency_ms'] for r in good):.3g} ms" if good else ""
-        out += [f"**{task}, width {width}**{cost}", "", "| method | seeds | " + " | ".join(MEASURES[m][0] for m in cols) + " | steps | seconds |", "|---|---|" + "---|"*(len(cols)+2)]
+        out += [f"**{task}, width {width}, {steps} steps**{cost}", "", "| method | seeds | " + " | ".join(MEASURES[m][0] for m in cols) + " | steps | seconds |", "|---|---|" + "---|"*(len(cols)+2)]
         for name,rs in methods.items():
             ok = [r for r in rs if "error" not in r]; bad = len(rs)-len(ok)
             cells = [_spread([r[which][m] for r in ok if m in r[which]], MEASURES[m][2]) for m in cols]
@@ -623,7 +631,7 @@ def compare_table(
         out.append("")
     return "\n".join(out)
 
-# %% ../nbs/82_compare.ipynb #e9baffb2
+# %% ../nbs/82_compare.ipynb #1e8a6de0
 def t_quantile(
     dof:int, # degrees of freedom
     level:float=.95, # probability of |t| below the quantile
@@ -653,16 +661,16 @@ class Paired:
     def __str__(self): return f"{self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}], {len(self.seeds)} seeds"
 
 def paired(
-    rows:list, # lines of one task and width
+    rows:list, # lines of one task, width and number of steps
     a:str, # label of a method
     b:str, # label of another
     measure:str="frechet_teacher", # one of `MEASURES`
     level:float=.95, # of the interval
     which:str="figures", # "figures": averaged weights; "last": the last ones
 ) -> Paired:
-    "Difference of two methods, paired by seed; `ValueError` for several tasks or widths, an unknown label, or no seed in common."
+    "Difference of two methods, paired by seed; `ValueError` for several tasks, widths or numbers of steps, an unknown label, or no seed in common."
     groups = grouped(rows)
-    if len(groups) != 1: raise ValueError(f"paired: lines of one task and width expected, got {list(groups)}")
+    if len(groups) != 1: raise ValueError(f"paired: lines of one task, width and number of steps expected, got {list(groups)}")
     methods = next(iter(groups.values()))
     for m in (a, b):
         if m not in methods: raise ValueError(f"paired: no method {m!r}; there are {list(methods)}")
@@ -673,17 +681,17 @@ def paired(
     half = t_quantile(len(d)-1, level)*statistics.stdev(d)/len(d)**.5 if len(d) > 1 else math.nan
     return Paired(mean, mean-half, mean+half, seeds, level)
 
-# %% ../nbs/82_compare.ipynb #e76276c3
+# %% ../nbs/82_compare.ipynb #d36a6276
 def verdict(
     rows:list, # lines
     measures=("frechet_teacher","psnr"), # of `MEASURES`
     term:str="vem", # method in question
-) -> list: # of dicts: task, width, budget, measure, best with and without the term, their means, gain (positive: the term helps) with interval, relative gain, numbers of candidates
+) -> list: # of dicts: task, width, steps, budget, measure, best with and without the term, their means, gain (positive: the term helps) with interval, relative gain, numbers of candidates
     "Best with the term against best without it, wherever there are both."
     res = []
     has = lambda r: term in Config("", r["formula"]).terms
     budgets = dict.fromkeys(r["budget"] for r in rows)
-    for budget,((task,width),methods) in itertools.product(budgets, grouped(rows).items()):
+    for budget,((task,width,steps),methods) in itertools.product(budgets, grouped(rows).items()):
         ref = budget.removeprefix("seconds of ")
         mine = {n: rs for n,rs in methods.items() if rs[0]["budget"] == budget or (rs[0]["budget"] == "steps" and rs[0]["name"] == ref)}
         seeds = {r["seed"] for rs in mine.values() for r in rs}
@@ -694,7 +702,7 @@ def verdict(
             a, b = (max(s, key=lambda n: up*mean[n]) for s in sides)
             d = paired([r for n in {a, b} for r in mine[n]], a, b, m)
             low, high = (d.low, d.high) if up > 0 else (-d.high, -d.low)
-            res.append(dict(task=task, width=width, budget=budget, measure=m, best_with=a, best_without=b, mean_with=mean[a], mean_without=mean[b], gain=up*d.mean, low=low, high=high,
+            res.append(dict(task=task, width=width, steps=steps, budget=budget, measure=m, best_with=a, best_without=b, mean_with=mean[a], mean_without=mean[b], gain=up*d.mean, low=low, high=high,
                             relative=up*d.mean/abs(mean[b]) if mean[b] else math.nan, seeds=len(d.seeds), candidates=[len(s) for s in sides]))
     return res
 
@@ -704,17 +712,17 @@ def verdict_table(
 ) -> str:
     "Markdown; gains are positive where the term helps."
     if not found: return f"No task has finished runs both with and without `{term}`."
-    rows = [f"| task | width | budget | measure | best with {term} (of) | best without (of) | gain [95% interval] | relative | seeds |", "|---|---|---|---|---|---|---|---|---|"]
+    rows = [f"| task | width | steps | budget | measure | best with {term} (of) | best without (of) | gain [95% interval] | relative | seeds |", "|---"*10 + "|"]
     for v in found:
         name, _, n = MEASURES[v["measure"]]
         interval = f"[{v['low']:+.{n}f}, {v['high']:+.{n}f}]" + (", excludes 0" if v["low"] > 0 or v["high"] < 0 else "") if v["seeds"] > 1 else "[one seed: none]"
-        rows.append(f"| {v['task']} | {v['width']} | {v['budget']} | {name} | {v['best_with']}: {v['mean_with']:.{n}f} ({v['candidates'][0]}) | {v['best_without']}: {v['mean_without']:.{n}f} ({v['candidates'][1]}) | {v['gain']:+.{n}f} {interval} | {v['relative']:+.1%} | {v['seeds']} |")
+        rows.append(f"| {v['task']} | {v['width']} | {v['steps']} | {v['budget']} | {name} | {v['best_with']}: {v['mean_with']:.{n}f} ({v['candidates'][0]}) | {v['best_without']}: {v['mean_without']:.{n}f} ({v['candidates'][1]}) | {v['gain']:+.{n}f} {interval} | {v['relative']:+.1%} | {v['seeds']} |")
     return "\n".join(rows)
 
-# %% ../nbs/82_compare.ipynb #a60dea5d
+# %% ../nbs/82_compare.ipynb #4faaa31d
 def _colours(rows):
     "A colour for each label, the same in all pictures."
-    names = list(dict.fromkeys(label(r) for r in rows))
+    names = list(dict.fromkeys(r["label"] for r in rows))
     return {n: f"C{i}" if len(names) <= 10 else tuple(_map("turbo", i/len(names))) for i,n in enumerate(names)}
 
 def _map(name, x):
@@ -731,14 +739,14 @@ def pareto(
     which:str="figures", # "figures": averaged weights; "last": the last ones
 ):
     "Quality against MACs and against measured latency, a row of panels a task, a colour a method; returns the figure."
-    rows = [r for r in rows if "error" not in r and measure in r[which]]
+    rows = [r for r in labelled(rows) if "error" not in r and measure in r[which]]
     if not rows: raise ValueError(f"pareto: no finished run has {measure!r}")
     tasks, colour = list(dict.fromkeys(r["task"] for r in rows)), _colours(rows)
     fig, axes = _panels(len(tasks), 2)
     for axs,task in zip(axes, tasks):
         for ax,key,name in zip(axs, ("macs","latency_ms"), ("MACs a sample","ms a sample, batch 1, one thread")):
             points = {}
-            for (t,w),methods in grouped(rows).items():
+            for (t,*_),methods in grouped(rows).items():
                 if t != task: continue
                 x = statistics.median(r[key] for rs in methods.values() for r in rs)      # a network costs what it costs, whichever method trained it
                 for n,rs in methods.items():
@@ -768,7 +776,7 @@ def scatter(
     which:str="figures", # "figures": averaged weights; "last": the last ones
 ):
     "Does a student that tells more about its teacher look better? Every run a point, a panel a task, with the rank correlation over its runs; returns the figure."
-    rows = [r for r in rows if "error" not in r and measure in r[which] and information in r[which]]
+    rows = [r for r in labelled(rows) if "error" not in r and measure in r[which] and information in r[which]]
     if not rows: raise ValueError(f"scatter: no finished run has both {measure!r} and {information!r}")
     tasks, colour = list(dict.fromkeys(r["task"] for r in rows)), _colours(rows)
     fig, axes = _panels(1, len(tasks))
@@ -777,7 +785,7 @@ def scatter(
         x, y = ([r[which][k] for r in mine] for k in (information, measure))
         for n,c in colour.items():
             for j,w in enumerate(sorted({r["width"] for r in mine})):
-                p = [(a, b) for r,a,b in zip(mine, x, y) if label(r) == n and r["width"] == w]
+                p = [(a, b) for r,a,b in zip(mine, x, y) if r["label"] == n and r["width"] == w]
                 if p: ax.scatter(*zip(*p), s=16, color=c, marker="os^Dv"[j % 5], label=f"{n}, width {w}")
         rho = f"{rank_correlation(x, y):.2f}" if len(mine) > 2 else "needs three runs"
         ax.set(xlabel=MEASURES[information][0].replace("\\|","|"), ylabel=MEASURES[measure][0].replace("\\|","|"), title=f"{task}: {len(mine)} runs, rank correlation {rho}")
@@ -862,7 +870,7 @@ def warm_up(
     opt.zero_grad()
     return net.eval()
 
-# %% ../nbs/82_compare.ipynb #71b8a0f9
+# %% ../nbs/82_compare.ipynb #bc216718
 def unconditional(side=16, scale=1, warm=15):
     "SNGAN: the shipped digits at 16 pixels, else one trained on faces for `warm` steps."
     if side == 16: teacher, disc = digits_teacher()
@@ -886,7 +894,7 @@ def paired_kind(side=16, scale=1, warm=15):
     net = lambda w: UNetGenerator(w*scale, 3, 1, 1)
     adv = dict(discriminator=PatchGAN(8*scale, 1, 2, norm="instance"), loss="lsgan", real="target", conditional=True)
     deep = nn.Sequential(net(4), SRResNet(4*scale, 1, 1, 1))                          # a U-Net's levels are tied to the size: deeper means more after it
-    return dict(teacher=warm_up(net(12), data, warm), student=net(4), data=data, adversarial=adv, target=True,
+    return dict(teacher=warm_up(net(12), data, warm), student=net(4), data=data, adversarial=adv,
                 omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10., teachers=dict(wide=net(12), deep=deep)))
 
 def unpaired_kind(side=16, scale=1, warm=8):
@@ -901,12 +909,12 @@ def unpaired_kind(side=16, scale=1, warm=8):
 def restoration(side=16, scale=1, warm=15):
     "SRResNet that doubles crops of photographs."
     data, disc = Crops(half_photos("train"), "x2", side, 4), PatchGAN(8*scale, 1, 3)
-    return dict(teacher=warm_up(SRResNet(12*scale, 2, 2), data, warm), student=SRResNet(6*scale, 1, 2), data=data, kw=dict(value_range=None), target=True,
+    return dict(teacher=warm_up(SRResNet(12*scale, 2, 2), data, warm), student=SRResNet(6*scale, 1, 2), data=data, kw=dict(value_range=None),
                 adversarial=dict(discriminator=disc, loss="lsgan", real="target"), omgd=dict(discriminator=disc, reconstruction=10.))
 
 KINDS = dict(unconditional=unconditional, stylegan2=stylegan2, paired=paired_kind, unpaired=unpaired_kind, restoration=restoration)
 
-# %% ../nbs/82_compare.ipynb #50722b0c
+# %% ../nbs/82_compare.ipynb #a8bc88df
 @lru_cache(5)
 def _kind(name, side, scale, warm): set_seed(0); return KINDS[name](side, scale, warm)
 
@@ -925,7 +933,7 @@ def combination_run(
     now = [weights_hash(n) for n in (k["teacher"], student)]
     if now[0] != was[0]: raise RuntimeError("the teacher's weights changed")
     if now[1] == was[1]: raise RuntimeError("the student's weights did not change")
-    return dict(spec, l1=l1, signs=vital_signs(run[History].rows), first=run[History].rows[0], seconds_used=clock.used, notes=objective.notes())
+    return dict(spec, l1=l1, signs=vital_signs(run[History].rows), seconds_used=clock.used, notes=objective.notes())
 
 def combinations(
     out, # folder: combinations.jsonl
@@ -947,9 +955,8 @@ def combinations(
     kinds, names = list(kinds or KINDS), list(methods or sorted(Method.registry))
     odd = sorted(set(kinds) - KINDS.keys()) + sorted(set(names) - Method.registry.keys())
     if odd: raise ValueError(f"combinations: do not know {odd}; kinds are {list(KINDS)}, methods {sorted(Method.registry)}")
-    paired = ("paired","restoration")
     specs = [dict(kind=k, task=k, name=f, formula=f, settings={n: v for n,v in (settings or {}).items() if n in Config("", f).terms}, side=side, scale=scale, warm=warm, steps=steps, seed=seed, lr=lr)
-             for k in kinds for m in names if m != "truth" or k in paired for f in ([m] if m == "vem" else [m, f"{m} + vem"])]
+             for k in kinds for m in names if m != "truth" or k in ("paired","restoration") for f in ([m] if m == "vem" else [m, f"{m} + vem"])]
     for s in specs: s["key"] = run_key(s)
     return run_all(Path(out)/"combinations.jsonl", specs, combination_run, jobs, plugins, progress)
 
@@ -961,7 +968,7 @@ def combination_table(
     text = lambda r: "" if r is None else "**" + ("diverged" if r["diverged"] else r["error"][:60]) + "**" if "error" in r else f"{r['l1'][0]:.3f} → {r['l1'][1]:.3f}"
     return "\n".join(["| method | " + " | ".join(kinds) + " |", "|---"*(len(kinds)+1) + "|"] + [f"| {f} | " + " | ".join(text(cell.get((k, f))) for k in kinds) + " |" for f in dict.fromkeys(r["formula"] for r in rows)])
 
-# %% ../nbs/82_compare.ipynb #d7ba6627
+# %% ../nbs/82_compare.ipynb #31e928d2
 def write_report(
     out, # folder of a comparison
 ) -> str: # what to print
@@ -1017,11 +1024,11 @@ def sign_table(
     good = [r for r in rows if "error" not in r and term in Config("", r["formula"]).terms]
     keys = list(dict.fromkeys(k for r in good for k in r["signs"] if k.startswith(f"{term}/")))
     if not keys: return f"No finished run has `{term}`."
-    out = ["| task | width | method | " + " | ".join(k.removeprefix(f"{term}/") for k in keys) + " |", "|---"*(3+len(keys)) + "|"]
-    for (task,width),methods in grouped(good).items():
+    out = ["| task | width | steps | method | " + " | ".join(k.removeprefix(f"{term}/") for k in keys) + " |", "|---"*(4+len(keys)) + "|"]
+    for (task,width,steps),methods in grouped(good).items():
         for n,rs in methods.items():
             cell = lambda k: " → ".join(f"{statistics.fmean(r['signs'][k][i] for r in rs if k in r['signs']):.3g}" for i in (0,1)) if any(k in r["signs"] for r in rs) else ""
-            out.append(f"| {task} | {width} | {n} | " + " | ".join(cell(k) for k in keys) + " |")
+            out.append(f"| {task} | {width} | {steps} | {n} | " + " | ".join(cell(k) for k in keys) + " |")
     return "\n".join(out)
 
 # %% ../nbs/82_compare.ipynb #16fcbcfd
