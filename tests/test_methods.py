@@ -2,79 +2,15 @@
 import copy
 import pytest, torch, torch.nn.functional as F
 from torch import nn
+from vemi_kit.compare import KINDS, Same
 from vemi_kit.core import set_seed
-from vemi_kit.data import Batches, Latents, digits, faces, photo_crops, resize
 from vemi_kit.distill import Callback, History, distill
 from vemi_kit.methods.base import Method, Objective
 from vemi_kit.methods.cagc import contrast_mask
-from vemi_kit.students import prune, shrink, with_width
-from vemi_kit.zoo.dcgan import SNDiscriminator, digits_teacher
-from vemi_kit.zoo.restorers import SRResNet
-from vemi_kit.zoo.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator, train_stylegan2
-from vemi_kit.zoo.translators import PatchGAN, ResNetGenerator, UNetGenerator
+from vemi_kit.students import prune
+from vemi_kit.zoo.dcgan import SNDiscriminator
 
 
-class Same:
-    "One batch again and again, so that a loss that learns must fall."
-    def __init__(self, batch): self.items = batch
-    def batch(self, i): return self.items
-
-
-class Both(nn.Module):
-    "The two generators of a CycleGAN: unpaired (a, b) to (b-like, a-like)."
-    def __init__(self, a2b, b2a): super().__init__(); self.a2b, self.b2a = a2b, b2a
-    def forward(self, a, b): return self.a2b(a), self.b2a(b)
-
-
-def train(net, x, y, n=15):
-    "A few steps of L1 towards real pictures, so that a teacher is no noise."
-    opt = torch.optim.Adam(net.parameters(), 3e-3)
-    for _ in range(n):
-        loss = (net(x)-y).abs().mean(); opt.zero_grad(); loss.backward(); opt.step()
-    opt.zero_grad()
-    return net.eval()
-
-
-def unconditional():
-    teacher, disc = digits_teacher()
-    return dict(teacher=teacher, student=shrink(teacher, width=8), batch=Latents(64, 4).batch(0), adversarial=dict(discriminator=disc),
-                omgd=dict(discriminator=disc, real=Batches(digits(16)[0], 4), loss="hinge", reconstruction=0., teachers=dict(wide=teacher, narrow=shrink(teacher, width=16))))
-
-
-def stylegan2():
-    g, d = StyleGAN2Generator(16, 1, width=16, z_dim=16, n_mapping=2), StyleGAN2Discriminator(16, 1, width=16)
-    g, d, _ = train_stylegan2(g, d, Batches(faces(16), 8), n_steps=4, device="cpu")
-    g.noise_mode = g.config["noise"] = "stored"                                          # teacher and student see the same noise, call after call
-    adv = dict(discriminator=d, loss="logistic", r1=.1, real=Batches(faces(16), 8))
-    return dict(teacher=g, student=with_width(g, 6), batch=Latents(16, 8).batch(0), kw=dict(value_range=None), adversarial=adv,
-                omgd=dict(discriminator=d, real=adv["real"], loss="logistic", reconstruction=0., teachers=dict(wide=g)))
-
-
-def paired():
-    y = faces(16)[:8]; x = resize(resize(y, 6), 16)
-    net = lambda w, n=3: UNetGenerator(w, n, 1, 1)
-    adv = dict(discriminator=PatchGAN(8, 1, 2, norm="instance"), loss="lsgan", real="target", conditional=True)
-    return dict(teacher=train(net(12), x, y), student=net(4), batch=(x, y), adversarial=adv,
-                omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10.))             # its own teachers: the wide one, and a U-Net with blocks at its levels
-
-
-def unpaired():
-    a, b = digits(16)[0][:4], faces(16)[:4]
-    net = lambda w: Both(ResNetGenerator(w, 1, 1, 1), ResNetGenerator(w, 1, 1, 1))
-    teacher, disc = net(8), PatchGAN(8, 1, 1)
-    train(teacher.a2b, a, b, 8), train(teacher.b2a, b, a, 8)
-    return dict(teacher=teacher.eval(), student=net(4), batch=dict(a=a, b=b), kw=dict(output="all"), adversarial=dict(discriminator=disc, loss="lsgan"),
-                omgd=dict(discriminator=disc, real="teacher", reconstruction=0., teachers=dict(wide=teacher)))
-
-
-def restoration():
-    y = photo_crops(32, 8)[:4]; x = resize(y, 16)
-    disc = PatchGAN(8, 1, 3)
-    return dict(teacher=train(SRResNet(12, 2, 2), x, y), student=SRResNet(6, 1, 2), batch=(x, y), kw=dict(value_range=None), adversarial=dict(discriminator=disc, loss="lsgan", real="target"),
-                omgd=dict(discriminator=disc, reconstruction=10.))
-
-
-TASKS = dict(unconditional=unconditional, stylegan2=stylegan2, paired=paired, unpaired=unpaired, restoration=restoration)
 METHODS = ["l1", "l2", "ssim", "style", "perceptual", "tv", "vid", "vid_features", "features", "channel", "attention", "similarity", "crd", "cat", "cagc", "adversarial", "omgd"]
 GAMES = ("adversarial", "omgd")                                                           # somebody else moves, so the student's loss need not fall
 
@@ -83,7 +19,7 @@ GAMES = ("adversarial", "omgd")                                                 
 def task():
     made = {}
     def get(name):
-        if name not in made: set_seed(0); made[name] = TASKS[name]()
+        if name not in made: set_seed(0); made[name] = KINDS[name](); made[name]["batch"] = made[name]["data"].batch(0)
         return made[name]
     return get
 
@@ -102,7 +38,7 @@ def run(t, formula, n_steps=6, lr=2e-3, **kw):
     return r, *was
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_alone_and_with_vem(task, name, method):
     t = task(name)

@@ -1,0 +1,156 @@
+"The comparison in real processes: killed, interrupted, with runs that diverge and processes that die; the four tasks in small."
+import json, math, os, signal, subprocess, sys, time
+import pytest, torch
+from vemi_kit.compare import (CompareTask, Config, Edges64, Faces32, Jury, Ledger, Photos2x, compare, compare_run, half_photos, rank_correlation, read_rows, student_run, t_quantile, vemi_compare)
+
+COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.compare import vemi_compare; sys.exit(vemi_compare())"]
+PLUGIN = '''
+import multiprocessing, os
+from pathlib import Path
+from vemi_kit.compare import Digits16
+from vemi_kit.methods.base import Method
+
+class Tiny(Digits16):
+    name, n_judge, steps, batch_size = "tiny", 80, 30, 4
+    def data(self, seed):
+        if multiprocessing.parent_process(): (Path(__file__).parent/f"worker_{os.getpid()}").touch()
+        return super().data(seed)
+
+class Crash(Method):
+    "Takes its process down, if that is a worker."
+    name = "crash"
+    def loss(self, batch, t, s, features=None):
+        if multiprocessing.parent_process(): os._exit(3)
+        return 0*s.mean(), {}
+'''
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    d = tmp_path_factory.mktemp("plugin"); (d/"tiny_plugin.py").write_text(PLUGIN)
+    sys.path.insert(0, str(d)); torch.set_num_threads(1)
+    yield d
+    sys.path.remove(str(d))
+
+
+def start(plugin, out, *args):
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.Popen([*COMMAND, "--plugin", "tiny_plugin", "--tasks", "tiny", "--device", "cpu", "--out", str(out), *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=900):
+    end = time.time()+seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(.05)
+
+
+def lines(path): return read_rows(path) if path.exists() else []
+
+
+def alive(pid):
+    try: return "Z" not in open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
+    except FileNotFoundError: return False
+
+
+def test_killed_and_resumed(plugin, tmp_path):
+    "kill -9 in mid-run: whole lines stay, workers end, a process that died is a line, and what follows is what would have come anyway."
+    kw, path = dict(methods="l1,l1+crash", widths=[8], seeds=3, plugins=["tiny_plugin"], device="cpu", progress=False), tmp_path/"runs.jsonl"
+    p = start(plugin, tmp_path, "--methods", "l1,l1+crash", "--widths", "8", "--seeds", "3", "--steps", "60", "--jobs", "2")
+    try:
+        wait_for(lambda: p.poll() is not None or {"error" in r for r in lines(path)} == {True, False})
+        assert p.poll() is None, p.communicate()
+    finally: p.kill(); p.wait()                                                       # SIGKILL
+    pids = [int(f.name.split("_")[1]) for f in plugin.glob("worker_*")]
+    assert len(pids) >= 2
+    wait_for(lambda: not any(map(alive, pids)), 60)
+    before = read_rows(path)
+    died = [r for r in before if "error" in r]
+    assert died and all("its process died (exit code 3)" in r["error"] and not r["diverged"] and r["formula"] == "l1 + crash" for r in died)
+    with path.open("a") as f: f.write('{"task": "tiny", "na')                     # and a line that was cut off
+    rows = compare(tmp_path, "tiny", steps=60, **kw)
+    assert len(rows) == 6 and not any("error" in r for r in rows)
+    after = read_rows(path)
+    assert after[:len(before)] == before and len(after) == 6 + len(died)
+    whole = [r for r in before if "error" not in r]
+    assert all(r in rows for r in whole)                                             # finished ones were not repeated
+    path.write_text("".join(json.dumps(r) + "\n" for r in after if r not in whole[:1]))
+    again = compare(tmp_path, "tiny", steps=60, **kw)
+    assert [r["figures"] for r in again] == [r["figures"] for r in rows]          # a worker's run is the one of this process
+
+
+def test_interrupted(plugin, tmp_path):
+    p = start(plugin, tmp_path, "--methods", "l1", "--widths", "8", "--seeds", "50", "--steps", "20")
+    try: wait_for(lambda: lines(tmp_path/"runs.jsonl") or p.poll() is not None)
+    except AssertionError: p.kill(); raise
+    busy = subprocess.run([*COMMAND, "--tasks", "digits16", "--methods", "l1", "--widths", "8", "--seeds", "1", "--steps", "1", "--out", str(tmp_path)], capture_output=True, text=True)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=600)
+    assert p.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
+    assert 1 <= len(lines(tmp_path/"runs.jsonl")) < 50
+    assert busy.returncode == 1 and "another process is writing" in busy.stderr
+
+
+def test_diverged_runs_are_lines(plugin, tmp_path, capsys):
+    args = ["--plugin", "tiny_plugin", "--tasks", "tiny", "--methods", "l1+vem,l1", "--set", "vem.energy_limit=1e-9", "--widths", "8,4", "--seeds", "2", "--steps", "4", "--device", "cpu", "--out", str(tmp_path)]
+    assert vemi_compare(args) == 1
+    said, rows = capsys.readouterr(), read_rows(tmp_path/"runs.jsonl")
+    assert len(rows) == 8 and all(r["diverged"] and "energy_limit" in r["error"] for r in rows if r["formula"] == "l1 + vem") and sum("error" in r for r in rows) == 4
+    assert "| l1 + vem | 0 (2 failed) |" in said.out and "| l1 | 2 |" in said.out and "energy_limit" in said.err
+    assert vemi_compare(args) == 1 and len(read_rows(tmp_path/"runs.jsonl")) == 8     # it would diverge again
+    assert vemi_compare(["--report", str(tmp_path)]) == 0 and "4 runs, 4 failed" in (tmp_path/"report.md").read_text()
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--tasks", "digits"], "no task ['digits']; there are ['digits16'"),
+    (["--methods", "l1,l7"], "no method 'l7'; there are"),
+    (["--methods", "l1+vem", "--set", "vem.foo=1"], "VEM has no setting ['foo']"),
+    (["--methods", "l1", "--set", "vem.n_steps=1"], "no formula has the method ['vem']"),
+    (["--methods", "adversarial", "--set", "adversarial.loss=wasserstein"], "loss: expected one of"),
+    (["--widths", "0"], "a width from 1 to 64"), (["--widths", "8,many"], "--widths: expected whole numbers"),
+    (["--seeds", "0"], "at least one seed"), (["--jobs", "0"], "at least one seed, job"), (["--steps", "-3"], "step expected"),
+    (["--seconds-of", "l2"], "seconds_of: expected one of ['l1', 'l1 + vem']"), (["--certified", "20"], "at least 200 pairs"),
+    (["--configs", "nowhere.json"], "nowhere.json"), (["--report", "nowhere"], "no runs at"), (["--tune", "vid.init=1"], "no formula has the knobs ['vid.init']"),
+    (["--plugin", "no_such_module"], "no_such_module"), (["--combinations", "--kinds", "video"], "do not know ['video']"),
+])
+def test_bad_arguments_before_work(args, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert vemi_compare([*args, "--out", "runs"] if "--report" not in args else args) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("vemi_compare: ") and not list(tmp_path.iterdir())
+
+
+def test_equal_time(plugin, tmp_path):
+    rows = compare(tmp_path, "tiny", "l1,l1+vem", [8], 1, 40, seconds_of="l1", plugins=["tiny_plugin"], device="cpu", progress=False)
+    l1, vem, timed = rows
+    assert timed["budget"] == "seconds of l1" and timed["seconds"] == l1["seconds_used"] and timed["formula"] == "l1 + vem"
+    assert l1["seconds_used"] <= timed["seconds_used"] < l1["seconds_used"] + 5*vem["seconds_used"]/40 and timed["steps_done"] < 40
+    assert len(compare(tmp_path, "tiny", "l1,l1+vem", [8], 1, 40, seconds_of="l1", plugins=["tiny_plugin"], device="cpu", progress=False)) == 3 and len(lines(tmp_path/"runs.jsonl")) == 3
+
+
+@pytest.mark.parametrize("base", [Faces32, Photos2x, Edges64])
+def test_tasks_in_small(base, tmp_path):
+    "Teachers are trained once and kept; photographs of training and judging differ; restoration is judged against the truth, too."
+    class Small(base): name, teacher_steps, n_judge = base.name + "_small", 2, 164
+    try:
+        t = Small(); nets = t.teacher(tmp_path)
+        stamp = (tmp_path/f"{t.name}_2.safetensors").stat().st_mtime_ns
+        again = t.teacher(tmp_path)
+        assert (tmp_path/f"{t.name}_2.safetensors").stat().st_mtime_ns == stamp and all(torch.equal(a, b) for a, b in zip(nets["teacher"].state_dict().values(), again["teacher"].state_dict().values()))
+        row = compare_run(Small, tmp_path, "cpu", dict(task=t.name, name="x", formula="l1 + 0.1*adversarial", settings={}, lr=1e-3, width=t.widths[1], seed=0, steps=2, budget="steps"))
+        assert ("psnr_truth" in row["figures"]) == (base is not Faces32) and {"frechet_teacher", "frechet_real", "psnr", "ssim", "nats_per_dim"} <= row["figures"].keys()
+        assert any("EyeFeatures" in p for p in row["protocols"]) and row["macs"] > 0 and row["latency_ms"] > 0
+        json.dumps(row, allow_nan=False)
+        if base is not Faces32:
+            a, b = t.crops("train", 2, 0).photos.names, t.crops("test", 2, 0).photos.names
+            assert not set(a) & set(b)
+    finally: del CompareTask.registry[base.name + "_small"]
+
+
+def test_statistics_against_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for dof in (1, 2, 5, 30):
+        for level in (.9, .95, .99): assert math.isclose(t_quantile(dof, level), stats.t.ppf((1+level)/2, dof), rel_tol=1e-4)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 6, (40,), generator=g).double(), torch.randn(40, generator=g).double()
+    assert math.isclose(rank_correlation(x, y), stats.spearmanr(x, y).statistic, abs_tol=1e-12)
