@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'SpectralNorm', 'spectral', 'Smooth', 'EnergyBlock', 'EnergyNet', 'Seen', 'energy_line',
-           'plot_energy_line', 'energy_slice', 'ResidualStack', 'TiltNet']
+           'plot_energy_line', 'energy_slice', 'ResidualStack', 'TiltNet', 'Experts']
 
 # %% ../nbs/02_energy.ipynb #5841998b
 import functools, math
@@ -274,3 +274,38 @@ def fit_quadratic(self:TiltNet,
     above = (1/(x[n:]@basis).square().mean(0).clamp(min=1e-6)).clamp(min=1.01*self.min_precision) - self.min_precision
     self.basis.copy_(basis); self.raw.copy_(above + torch.log(-torch.expm1(-above)))
     return self
+
+# %% ../nbs/02_energy.ipynb #a2345b18
+class Experts(nn.Module):
+    "Tilt `f(u) -> (b,)` in nats for residuals (b, channels, h, w) of any size: a product of Student-t experts on pixels, windows and learned filters. The condition `c` is not looked at."
+    def __init__(self,
+        channels:int, # of u
+        n_groups:int=4, # experts with learned filters
+        n_filters:int=4, # filters of each
+        size:int=5, # side of the filters
+        window:int=3, # side of the window of the second expert
+        most:float=2., # largest weight of an expert
+        eps:float=.01, # precision of the Gaussian that keeps the tails in
+    ):
+        super().__init__()
+        self.config = dict(channels=channels, n_groups=n_groups, n_filters=n_filters, size=size, window=window, most=most, eps=eps)
+        self.raw = nn.Parameter(torch.tensor([-.7]*2 + [-2.5]*n_groups))
+        self.filters = nn.Parameter(torch.randn(n_groups, n_filters, channels, size, size))
+        self.gains = nn.Parameter(torch.full((n_groups,), -1.))
+    @property
+    def weights(self):
+        "Weights a: of the pixels, of the windows, of the learned groups (2 + n_groups,)."
+        return self.config["most"]*self.raw.sigmoid()
+    @property
+    def kernels(self):
+        "Filters w (n_groups, n_filters, channels, size, size), of norm at most 1."
+        return self.filters/self.filters.flatten(2).norm(dim=2)[...,None,None,None]*self.gains.sigmoid().view(-1,1,1,1,1)
+    def forward(self, u, c=None):
+        "`u` (b, channels, h, w) to nats (b,), always float32."
+        k = self.config
+        if u.ndim != 4 or u.shape[1] != k["channels"]: raise ValueError(f"Experts: expected u (b, {k['channels']}, h, w), got {tuple(u.shape)}")
+        with _arithmetic(u.device):
+            u = u.float(); square, a = u.square(), self.weights
+            near = F.avg_pool2d(square.mean(1, keepdim=True), k["window"], 1, k["window"]//2)
+            far = F.conv2d(u, self.kernels.flatten(0,1), padding="same").square().unflatten(1, self.filters.shape[:2]).mean(2)
+            return torch.log1p(square).flatten(1).sum(1)*a[0] + torch.log1p(torch.cat([near, far], 1)).sum((2,3))@a[1:] - .5*(1-k["eps"])*square.flatten(1).sum(1)

@@ -71,10 +71,10 @@ class Reader:
 
     def __call__(self, net, batch) -> torch.Tensor: return self.pictures(self.call(net, batch), type(net).__name__)
 
-# %% ../../nbs/30_methods.base.ipynb #a7043f45
+# %% ../../nbs/30_methods.base.ipynb #e753563a
 class Method(nn.Module):
     "A distillation method: `prepare(teacher, student, batch, t, s)` once, then `loss(batch, t, s, features) -> (scalar, figures)` for each batch. Subclasses register under their `name`."
-    name, registry, read, layers = "", {}, Reader(), {}    # `read`: how networks are called, set by the Objective; `layers`: {teacher's layer (a number: none): student's layer}, what the loop shall listen to, known after `prepare`
+    name, registry, read, layers, share = "", {}, Reader(), {}, None    # `share`: a pull on the student's pictures to be held, see `Objective`; `read`: how networks are called, set by the Objective; `layers`: {teacher's layer (a number: none): student's layer}, what the loop shall listen to, known after `prepare`
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
         if cls.name: Method.registry[cls.name] = cls
@@ -138,7 +138,7 @@ class Method(nn.Module):
         "The object whose attributes a `Plan` sets under this method's name."
         return self
 
-# %% ../../nbs/30_methods.base.ipynb #8c7c9655
+# %% ../../nbs/30_methods.base.ipynb #2731f174
 class Objective(nn.Module):
     "The weighted sum of methods; keys of the figures are `name` (a method's loss), `name/figure`, `name/share` and `loss` (the sum)."
     def __init__(self,
@@ -185,6 +185,11 @@ class Objective(nn.Module):
             if not math.isfinite(value.item()): raise FloatingPointError(f"the loss of method {name!r} is {value.item()}; lower its weight ({m.weight:g}) or the learning rate")
             terms[name] = m.weight*value
             figures.update({name: value.item(), **{f"{name}/{k}": v for k,v in logged.items()}})
+        for name,m in self.methods.items():
+            if m.share is None: continue
+            if m.layers or len(terms) < 2: raise ValueError(f"Objective: method {name!r} has share={m.share:g}, a ratio to the pull of other terms on the pictures; " + ("its own is on features" if m.layers else "there is no other term"))
+            pull = gradient_share(terms[name], sum(o for n,o in terms.items() if n != name), s)
+            if 0 < pull < math.inf: terms[name] = terms[name]*(m.share/pull)
         total = sum(terms.values())
         if shares and len(terms) > 1:
             for name,v in terms.items():

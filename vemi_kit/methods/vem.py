@@ -9,17 +9,18 @@ __all__ = ['VEMethod']
 from .base import Method
 from ..vem import VEM
 
-# %% ../../nbs/33_methods.vem.ipynb #a9562336
+# %% ../../nbs/33_methods.vem.ipynb #8ca3a558
 class VEMethod(Method):
     "Mutual-information term with an energy-based q (arXiv 2303.16050) as a `Method`; already multiplied by `lambda_mi`. Positive samples are the teacher's pictures, or the ground truth `batch[1]` of a paired task."
     name = "vem"
     def __init__(self,
         weight:float=1., # factor in the sum, besides lambda_mi
         positive:str="teacher", # "teacher", or "target": the second element of a paired batch
+        share:float|None=None, # None: as `lambda_mi` has it; else the pull on the student's pictures relative to that of all other terms, kept at each step
         **settings, # for `VEM.like`: width, preset, seed, step_size, ...
     ):
         super().__init__(weight)
-        self.which, self.settings = positive, settings
+        self.which, self.share, self.settings = positive, share, settings
 
     def prepare(self, teacher, student, batch, t, s): self.vem = VEM.like(self.positive(batch, t, self.which), s, **self.settings)
     @property
