@@ -631,7 +631,7 @@ def compare_table(
         out.append("")
     return "\n".join(out)
 
-# %% ../nbs/82_compare.ipynb #1e8a6de0
+# %% ../nbs/82_compare.ipynb #162eac82
 def t_quantile(
     dof:int, # degrees of freedom
     level:float=.95, # probability of |t| below the quantile
@@ -660,6 +660,15 @@ class Paired:
     def excludes_zero(self): return self.low > 0 or self.high < 0
     def __str__(self): return f"{self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}], {len(self.seeds)} seeds"
 
+def _difference(ra, rb, measure, level=.95, which="figures"):
+    "`Paired` of two lists of lines; None without a common seed."
+    va, vb = ({r["seed"]: r[which][measure] for r in rs if "error" not in r and measure in r[which]} for rs in (ra, rb))
+    seeds = tuple(sorted(va.keys() & vb.keys()))
+    if not seeds: return None
+    d = [va[s]-vb[s] for s in seeds]; mean = statistics.fmean(d)
+    half = t_quantile(len(d)-1, level)*statistics.stdev(d)/len(d)**.5 if len(d) > 1 else math.nan
+    return Paired(mean, mean-half, mean+half, seeds, level)
+
 def paired(
     rows:list, # lines of one task, width and number of steps
     a:str, # label of a method
@@ -674,14 +683,11 @@ def paired(
     methods = next(iter(groups.values()))
     for m in (a, b):
         if m not in methods: raise ValueError(f"paired: no method {m!r}; there are {list(methods)}")
-    va, vb = ({r["seed"]: r[which][measure] for r in methods[m] if "error" not in r and measure in r[which]} for m in (a, b))
-    seeds = tuple(sorted(va.keys() & vb.keys()))
-    if not seeds: raise ValueError(f"paired: {a!r} and {b!r} have no finished seed in common with {measure!r}")
-    d = [va[s]-vb[s] for s in seeds]; mean = statistics.fmean(d)
-    half = t_quantile(len(d)-1, level)*statistics.stdev(d)/len(d)**.5 if len(d) > 1 else math.nan
-    return Paired(mean, mean-half, mean+half, seeds, level)
+    d = _difference(methods[a], methods[b], measure, level, which)
+    if d is None: raise ValueError(f"paired: {a!r} and {b!r} have no finished seed in common with {measure!r}")
+    return d
 
-# %% ../nbs/82_compare.ipynb #d36a6276
+# %% ../nbs/82_compare.ipynb #82af6b50
 def verdict(
     rows:list, # lines
     measures=("frechet_teacher","psnr"), # of `MEASURES`
@@ -700,7 +706,7 @@ def verdict(
             sides, up = [[n for n in mean if has(mine[n][0]) == w] for w in (True, False)], MEASURES[m][1]
             if not all(sides): continue
             a, b = (max(s, key=lambda n: up*mean[n]) for s in sides)
-            d = paired([r for n in {a, b} for r in mine[n]], a, b, m)
+            d = _difference(mine[a], mine[b], m)
             low, high = (d.low, d.high) if up > 0 else (-d.high, -d.low)
             res.append(dict(task=task, width=width, steps=steps, budget=budget, measure=m, best_with=a, best_without=b, mean_with=mean[a], mean_without=mean[b], gain=up*d.mean, low=low, high=high,
                             relative=up*d.mean/abs(mean[b]) if mean[b] else math.nan, seeds=len(d.seeds), candidates=[len(s) for s in sides]))
