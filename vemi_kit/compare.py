@@ -11,17 +11,16 @@ __all__ = ['MEASURES', 'KINDS', 'Averaged', 'Clock', 'EyeFeatures', 'Jury', 'Com
            'Unpaired', 'Both', 'warm_up', 'unconditional', 'stylegan2', 'paired_kind', 'unpaired_kind', 'restoration',
            'combination_run', 'combinations', 'combination_table', 'write_report', 'sign_table', 'vemi_compare']
 
-# %% ../nbs/82_compare.ipynb #d2093a60
+# %% ../nbs/82_compare.ipynb #81a4c0a1
 import argparse, copy, hashlib, importlib, itertools, json, math, multiprocessing, os, platform, signal, statistics, sys, threading, time
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, asdict, field
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from multiprocessing.connection import wait
 from pathlib import Path
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from .core import default_device, frozen, generator, load_nets, read_config, save_nets, set_seed
+from .core import default_device, frozen, generator, load_nets, save_nets, set_seed
 from .data import PHOTOS, Batches, Latents, digits, faces, photo, resize
 from .bounds import certified_conditional
 from .costs import _threads, count_macs, count_params, latency
@@ -34,7 +33,7 @@ from .students import shrink, with_width
 from .methods.base import Method, Objective
 from .methods.perceptual import Eyes
 from .distill import Callback, Distiller, History, Progress
-from .enhance import Crops, Photos, Truth, whole_file
+from .enhance import Crops, Photos, whole_file              # with it comes the method `truth`
 from .bench import NOISE_FLOOR, Referee
 
 # %% ../nbs/82_compare.ipynb #2688d371
@@ -182,10 +181,10 @@ class Digits16(CompareTask):
         real = Batches(digits(16)[0], self.batch_size)
         return dict(adversarial=dict(discriminator=nets["discriminator"]), omgd=dict(discriminator=nets["discriminator"], real=real, loss="hinge", reconstruction=0., teachers=dict(wide=nets["teacher"])))
 
-# %% ../nbs/82_compare.ipynb #0e1ac118
+# %% ../nbs/82_compare.ipynb #96aac6df
 class Faces32(Digits16):
     "An SNGAN of width 64 on the bundled small faces at 32x32, grey, mirrored ones included."
-    name, steps, batch_size, lr, n_judge, teacher_steps = "faces32", 2000, 8, 1e-2, 1024, 1500
+    name, steps, batch_size, lr, n_judge, teacher_steps = "faces32", 2000, 8, 1e-2, 1024, 2000
     def networks(self): return dict(teacher=SNGenerator(32, 1, 64), discriminator=SNDiscriminator(32, 1, 32))
     teacher = CompareTask.teacher
     def _faces(self, split): x = faces(32, split); return torch.cat([x, x.flip(3)])
@@ -266,7 +265,7 @@ class Edges64(Photos2x):
         d = dict(discriminator=nets["discriminator"], loss="lsgan", conditional=True)
         return dict(adversarial=dict(d, real="teacher"), omgd=dict(d, reconstruction=10., teachers=dict(wide=nets["teacher"])))
 
-# %% ../nbs/82_compare.ipynb #24e8f30c
+# %% ../nbs/82_compare.ipynb #9f6a6406
 @dataclass(frozen=True)
 class Config:
     "A method as it is compared: name, formula, arguments by method name, learning rate (None: the task's)."
@@ -295,7 +294,8 @@ def read_configs(
     >>> read_configs("l1+0.5*vem", sets=["vem.n_steps=4"])
     [Config(name='l1 + 0.5*vem', formula='l1 + 0.5*vem', settings={'vem': {'n_steps': 4}}, lr=None)]
     """
-    named = json.loads(Path(file).read_text()) if file else {}
+    try: named = json.loads(Path(file).read_text()) if file else {}
+    except ValueError as e: raise ValueError(f"{file}: no JSON ({e})") from None
     for name,c in named.items():
         odd = sorted(c.keys() - {"formula","settings","lr"}) if isinstance(c, dict) else [c]
         if odd or "formula" not in c: raise ValueError(f"{file}: {name!r}: expected {{'formula': ..., 'settings': {{...}}, 'lr': ...}}, got {c!r}")
@@ -485,7 +485,7 @@ def run_all(
         last = {r["key"]: r for r in ledger.rows}
     return [last[s["key"]] for s in specs]
 
-# %% ../nbs/82_compare.ipynb #3a6dc2c8
+# %% ../nbs/82_compare.ipynb #31aaaf2e
 def check_run(
     task:CompareTask, # what is made small
     spec:dict, # as for `student_run`
@@ -549,6 +549,8 @@ def compare(
         for s in specs:
             if s["task"] == cls.name: s["teacher"] = teacher
     for s in specs: s["key"] = run_key(s)
+    same = next((sorted({o["name"] for o in specs if o["key"] == s["key"]}) for s in specs if sum(o["key"] == s["key"] for o in specs) > 1), None)
+    if same: raise ValueError(f"compare: {same} are one and the same run; leave one of them out (or one of its seeds or widths, if it stands there twice)")
     work, kw = partial(_work, tuple(classes), str(out/"teachers"), str(device)), dict(jobs=jobs, plugins=plugins, progress=progress)
     rows = run_all(out/file, specs, work, **kw)
     if seconds_of is None: return rows
