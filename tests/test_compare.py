@@ -1,7 +1,7 @@
 "The comparison in real processes: killed, interrupted, with runs that diverge and processes that die; the four tasks in small."
 import json, math, os, signal, subprocess, sys, time
 import pytest, torch
-from vemi_kit.compare import (CompareTask, Config, Edges64, Faces32, Jury, Ledger, Photos2x, compare, compare_run, half_photos, rank_correlation, read_rows, student_run, t_quantile, vemi_compare)
+from vemi_kit.compare import (CompareTask, Edges64, Faces32, Photos2x, compare, compare_run, rank_correlation, read_rows, t_quantile, vemi_compare)
 
 COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.compare import vemi_compare; sys.exit(vemi_compare())"]
 PLUGIN = '''
@@ -145,6 +145,19 @@ def test_tasks_in_small(base, tmp_path):
             a, b = t.crops("train", 2, 0).photos.names, t.crops("test", 2, 0).photos.names
             assert not set(a) & set(b)
     finally: del CompareTask.registry[base.name + "_small"]
+
+
+def test_certified_values(plugin, tmp_path):
+    "Of the averaged student only; on small pictures, as the protocol says; and such a run is another run."
+    from tiny_plugin import Tiny
+    class Certified(Tiny): name, n_judge, certified_size = "tiny_certified", 200, 4
+    try:
+        kw = dict(methods="l1", widths=[8], seeds=1, steps=2, device="cpu", progress=False)
+        plain, = compare(tmp_path, "tiny_certified", **kw)
+        row, = compare(tmp_path, "tiny_certified", certified=200, **kw)
+    finally: del CompareTask.registry["tiny_certified"]
+    assert row["key"] != plain["key"] and row["last"] == plain["last"] and math.isfinite(row["figures"]["certified_per_dim"]) and "certified_per_dim" not in plain["figures"]
+    assert any("200 pairs, 4x4" in p for p in row["protocols"])
 
 
 def test_statistics_against_scipy():
