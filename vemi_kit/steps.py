@@ -216,7 +216,7 @@ class ChainQuality:
                 rows.append(dict(means=name, steps=n, ms=ms, energy_above=energy(x) - e, mmd2=discrepancy(x - self.s, ref - self.s), drift=(x - self.s).abs().mean().item()))
         return rows
 
-# %% ../nbs/83_steps.ipynb #78e81fdd
+# %% ../nbs/83_steps.ipynb #b047983a
 def _digits():
     teacher, _ = digits_teacher()
     return teacher, shrink(teacher, width=8), torch.randn(64, teacher.z_dim, generator=generator(0)), 32
@@ -235,7 +235,7 @@ def step_share(
     set_seed(0); teacher, student, pool, batch = SHARES[name]()
     cached = TeacherCache(teacher.eval().to(device), pool, batch_size=batch)
     def run(teacher, *methods):
-        r = Distiller(teacher, copy.deepcopy(student), Objective("l1" + (" + vem" if methods else ""), **(dict(vem=methods[0]) if methods else {})), Batches(pool, batch), n_steps=10**6, log_every=10**6, device=device)
+        r = Distiller(teacher, copy.deepcopy(student), Objective("l1" + (" + vem" if methods else ""), **(dict(vem=methods[0]) if methods else {})), Batches(pool, batch), n_steps=10**6, log_every=10**6, device=device, value_range=None)   # networks without training: any range
         teacher.eval().requires_grad_(False)
         r.student.train(); r._prepare(); r.step = 1
         return r.one_step
@@ -248,7 +248,7 @@ def step_share(
     share = lambda n, base: 1 - 1/ratio(times, n, base)["median"]
     return dict(task=name, batch=batch, width=width, rounds=rounds, ms=ms, share={n: share(n, "cached teacher, l1" if n.startswith("cached") else "l1") for n in runs if "vem" in n}, cache_speedup=ratio(times, "l1", "cached teacher, l1"))
 
-# %% ../nbs/83_steps.ipynb #fa73b778
+# %% ../nbs/83_steps.ipynb #e95b7b37
 PARTS = ("iteration", "chain", "share")
 
 def machine(
@@ -306,6 +306,7 @@ def bench_steps(
     batches:tuple=(1,4), # of "iteration"
     rounds:int=3, # of timing
     n_iter:int=100, # training of "chain"
+    n_pool:int=24, # crops of "chain"
     bf16:bool=False, # time bf16 as well
     device=torch.device("cpu"), # where
     command:str="bench_steps()", # for the record
@@ -325,8 +326,8 @@ def bench_steps(
         for name in SHARES: add("share", ("task", "width"), step_share(name, rounds, widths[0], device))
     if "chain" in parts:
         for step_size, lr in ((100., 1e-4), (1000., 1e-3)):
-            q = ChainQuality(widths[0], n_iter=n_iter, device=device, step_size=step_size, lr=lr)
-            add("chain", ("width", "step_size"), dict(width=widths[0], size=64, step_size=step_size, noise_std=q.vem.noise_std, lr=lr, n_iter=n_iter, gap=q.vem.chain.scalars(), rows=q.table()))
+            q = ChainQuality(widths[0], n_pool=n_pool, n_iter=n_iter, device=device, step_size=step_size, lr=lr)
+            add("chain", ("width", "step_size"), dict(width=widths[0], size=64, step_size=step_size, noise_std=q.vem.noise_std, lr=lr, n_iter=n_iter, n_pool=n_pool, last_chain=q.vem.chain.scalars(), rows=q.table()))
     return results
 
 def vemi_bench_step(
@@ -336,7 +337,7 @@ def vemi_bench_step(
     p = argparse.ArgumentParser("vemi_bench_step", description="Time an iteration of the energy-based term against a plain loop and against its bare convolutions.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("parts", nargs="*", default=["iteration"], metavar="PART", help=", ".join(PARTS))
     for name,default in (("sizes", (64,256)), ("widths", (8,32)), ("batches", (1,4))): p.add_argument(f"--{name}", type=int, nargs="+", default=default)
-    p.add_argument("--rounds", type=int, default=3, help="how often each is timed"); p.add_argument("--n-iter", type=int, default=100, help="training iterations of `chain`")
+    p.add_argument("--rounds", type=int, default=3, help="how often each is timed"); p.add_argument("--n-iter", type=int, default=100, help="training iterations of `chain`"); p.add_argument("--pool", type=int, default=24, help="pictures of `chain`")
     p.add_argument("--threads", type=int, default=1, help="CPU threads"); p.add_argument("--bf16", action="store_true", help="time bf16 as well")
     p.add_argument("--device", default="cpu"); p.add_argument("--out", default="vemi_bench_step.json", help="results; the picture lies beside them")
     a = p.parse_args(argv)
@@ -344,7 +345,7 @@ def vemi_bench_step(
         if unknown := set(a.parts) - set(PARTS): raise ValueError(f"parts: expected some of {list(PARTS)}, got {sorted(unknown)}")
         if a.rounds < 1: raise ValueError(f"--rounds >= 1 expected, got {a.rounds}")
         with _threads(a.threads):
-            results = bench_steps(a.out, a.parts, a.sizes, a.widths, a.batches, a.rounds, a.n_iter, a.bf16, default_device(a.device), "vemi_bench_step " + " ".join(sys.argv[1:] if argv is None else argv))
+            results = bench_steps(a.out, a.parts, a.sizes, a.widths, a.batches, a.rounds, a.n_iter, a.pool, a.bf16, default_device(a.device), "vemi_bench_step " + " ".join(sys.argv[1:] if argv is None else argv))
         print(format_steps(results)); print(f"Results: {a.out}"); return 0
     except KeyboardInterrupt: print(f"Interrupted; rows that were finished are in {a.out}"); return 130
     except (ValueError, RuntimeError, OSError) as e: print(f"vemi_bench_step: {e}", file=sys.stderr); return 1
