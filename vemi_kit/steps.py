@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'PARTS', 'PlainLoop', 'KitLoop', 'BareConvolutions', 'interleaved', 'ratio', 'longer_steps',
-           'bench_iteration', 'discrepancy', 'ChainQuality', 'step_share', 'machine', 'format_steps', 'plot_steps',
-           'bench_steps', 'vemi_bench_step']
+           'bench_iteration', 'discrepancy', 'ChainQuality', 'student_energy', 'sharp_energy', 'step_share', 'machine',
+           'format_steps', 'plot_steps', 'bench_steps', 'vemi_bench_step']
 
-# %% ../nbs/83_steps.ipynb #1e5304b2
+# %% ../nbs/83_steps.ipynb #0de5a22c
 import argparse, contextlib, copy, itertools, json, math, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
 from .core import set_seed, default_device, frozen, generator
-from .data import Latents, Batches, photo_crops, resize
+from .data import Batches, digits, photo_crops, resize
 from .energy import EnergyNet, ResidualStack
 from .chains import ReplayBuffer
 from .vem import VEM
@@ -158,53 +158,33 @@ def discrepancy(
     off = lambda m: (m.sum() - m.diagonal().sum())/(n*(n-1))
     return (off(k[:n,:n]) + off(k[n:,n:]) - 2*off(k[:n,n:])).item()
 
-# %% ../nbs/83_steps.ipynb #7ad78008
+# %% ../nbs/83_steps.ipynb #d8c27fb0
 class ChainQuality:
-    """An energy, trained on photograph crops beside a small moving student, and the means of starting its chain, trained with it.
-
-    The chain that trains the energy is the given one; `warm` chains (3 steps a visit, by index) and the `amortised` start run beside it and are fitted to it."""
+    "Means of sampling with few steps, judged against 200 steps of the same chain."
     def __init__(self,
-        width:int=8, # of the energy
-        size:int=64, # of the pictures
-        n_pool:int=24, # crops
-        n_iter:int=100, # training iterations, of 4 crops
-        seed:int=0, # of everything
-        device=torch.device("cpu"), # where
-        **chain, # settings of the `VEM`: step_size, noise_std, lr, n_steps
-    ):
-        set_seed(seed)
-        self.t = photo_crops(size, n_pool, seed=seed).to(device); self.low = resize(resize(self.t, size//2), size)
-        student, self.start = ResidualStack(3, 3, 16, 3).to(device), ResidualStack(6, 3, 16, 3).to(device)
-        self.vem = VEM.like(self.t[:4], self.low[:4], width=width, fast=True, seed=seed, **chain)
-        opt, opt_start = (torch.optim.Adam(n.parameters(), 1e-3) for n in (student, self.start))
-        data, self.warm = Batches((self.t, self.low, torch.arange(n_pool)), 4, seed), ReplayBuffer(torch.zeros_like(self.t))
-        short = longer_steps(3, self.vem.n_steps, self.vem.step_size, self.vem.noise_std)
-        for k in range(n_iter):
-            t, low, i = data.batch(k)
-            s = low + student(low); sd = s.detach()
-            self.vem.tighten(t, sd); t_hat = self.vem._batch[1]
-            self.warm[i] = self.vem.sample(sd, sd + self.warm[i], **short) - sd
-            miss = (self.start(torch.cat([sd, low], 1)) - (t_hat - sd)).square().mean()
-            opt_start.zero_grad(); miss.backward(); opt_start.step()
-            opt.zero_grad(); (s - t).abs().mean().backward(); opt.step()
-        with torch.no_grad(): self.s = self.low + student(self.low)
-        self.n, self.device = n_pool, device
+        vem:VEM, # energy and settings of the chain
+        s:torch.Tensor, # conditions (n, c, h, w)
+        about:dict, # what to remember of the energy
+        warm:torch.Tensor|None=None, # residuals t_hat - s where persistent chains stand
+        start=None, # s -> where a network says that the chain ends
+    ): self.vem, self.s, self.about, self.warm, self.start, self.n = vem, s, about, warm, start, len(s)
 
     def _run(self, n, start=None, of=None, seed=1):
-        v = self.vem; v._g = generator(seed, self.device)
+        v = self.vem; v._g = generator(seed, self.s.device)
         return v.sample(self.s, start, **longer_steps(n, of or n, v.step_size, v.noise_std))
     def means(self) -> dict:
         "Name -> (steps, function that gives the samples)."
         K, s = self.vem.n_steps, self.s
         def amortised():
-            with torch.no_grad(): begin = s + self.start(torch.cat([s, self.low], 1))
-            return self._run(3, begin)
+            with torch.no_grad(): return self._run(3, self.start(s))
         def coarse():
             down = lambda x: resize(resize(x, x.shape[-1]//2), x.shape[-1])      # the energy knows one size only, so the coarse picture is enlarged for it
             x = self._run(2, of=K-1); return self._run(1, s + down(x - s))
-        return {"no chain: s itself": (0, lambda: s), f"{K} steps": (K, lambda: self._run(K)), "3 steps": (3, lambda: self._run(3)),
-                **{f"{n} longer steps for {of}": (n, lambda n=n, of=of: self._run(n, of=of)) for n,of in ((1,K), (3,K), (3,200), (10,200), (20,200))},
-                "3 steps, warm": (3, lambda: self._run(3, s + self.warm[torch.arange(self.n)])), "3 steps, amortised start": (3, amortised), "2 longer coarse, 1 fine": (3, coarse)}
+        res = {"no chain: s itself": (0, lambda: s), f"{K} steps": (K, lambda: self._run(K)), "3 steps": (3, lambda: self._run(3)),
+               **{f"{n} longer steps for {of}": (n, lambda n=n, of=of: self._run(n, of=of)) for n,of in ((1,K), (3,K), (3,200), (10,200), (20,200))}, "2 longer coarse, 1 fine": (3, coarse)}
+        if self.warm is not None: res["3 steps, warm"] = 3, lambda: self._run(3, s + self.warm)
+        if self.start is not None: res["3 steps, amortised start"] = 3, amortised
+        return res
     def table(self) -> list: # of dicts
         "Each means: steps, milliseconds a picture, energy minus that of a 200-step chain, MMD² to it; last row: a second 200-step chain, the floor of what can be seen."
         rows, clock = [], time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -215,6 +195,53 @@ class ChainQuality:
                 begin = clock(); x = run(); ms = (clock() - begin)*1e3/self.n
                 rows.append(dict(means=name, steps=n, ms=ms, energy_above=energy(x) - e, mmd2=discrepancy(x - self.s, ref - self.s), drift=(x - self.s).abs().mean().item()))
         return rows
+
+# %% ../nbs/83_steps.ipynb #bae4aa96
+def student_energy(
+    width:int=8, # of the energy
+    size:int=64, # of the pictures
+    n_pool:int=24, # crops
+    n_iter:int=100, # training iterations, of 4 crops
+    seed:int=0, # of everything
+    device=torch.device("cpu"), # where
+    **chain, # settings of the `VEM`: step_size, noise_std, lr, n_steps
+) -> ChainQuality:
+    "An energy trained on photograph crops beside a student that enlarges them."
+    set_seed(seed)
+    t = photo_crops(size, n_pool, seed=seed).to(device); low = resize(resize(t, size//2), size)
+    student, ahead = ResidualStack(3, 3, 16, 3).to(device), ResidualStack(6, 3, 16, 3).to(device)
+    vem = VEM.like(t[:4], low[:4], width=width, fast=True, seed=seed, **chain)
+    opt, opt_ahead = (torch.optim.Adam(n.parameters(), 1e-3) for n in (student, ahead))
+    data, warm = Batches((t, low, torch.arange(n_pool)), 4, seed), ReplayBuffer(torch.zeros_like(t))
+    short = longer_steps(3, vem.n_steps, vem.step_size, vem.noise_std)
+    for k in range(n_iter):
+        x, l, i = data.batch(k)
+        s = l + student(l); sd = s.detach()
+        vem.tighten(x, sd); t_hat, own = vem._batch[1], vem.chain
+        warm[i] = vem.sample(sd, sd + warm[i], **short) - sd; vem.chain = own
+        miss = (ahead(torch.cat([sd, l], 1)) - (t_hat - sd)).square().mean()
+        opt_ahead.zero_grad(); miss.backward(); opt_ahead.step()
+        opt.zero_grad(); (s - x).abs().mean().backward(); opt.step()
+    with torch.no_grad(): s = low + student(low)
+    return ChainQuality(vem, s, dict(energy="beside a student", width=width, size=size, n_iter=n_iter, n_pool=n_pool, last_chain=vem.chain.scalars()), warm.states, lambda s: s + ahead(torch.cat([s, low], 1)))
+
+def sharp_energy(
+    width:int=8, # of the energy
+    n_pool:int=64, # digits
+    n_iter:int=80, # training iterations, of 32 digits
+    seed:int=0, # of everything
+    device=torch.device("cpu"), # where
+    **chain, # settings of the `VEM`
+) -> ChainQuality:
+    "An energy taught to be low at 16x16 digits and high at their blurred versions."
+    g = set_seed(seed); t = digits(16)[0][:256].to(device); s = resize(resize(t, 5), 16)
+    vem = VEM.like(t, s, width=width, fast=True, seed=seed, **chain)
+    opt = torch.optim.Adam(vem.energy.parameters(), 1e-3, betas=(0., .999))
+    for _ in range(n_iter):
+        i = torch.randint(len(t), (32,), generator=g)
+        e_pos, e_neg = vem._energies(t[i], s[i], s[i])
+        opt.zero_grad(); ((e_pos - e_neg).mean() + .05*(e_pos**2 + e_neg**2).mean()).backward(); opt.step()
+    return ChainQuality(vem, s[:n_pool], dict(energy="sharp", width=width, size=16, n_iter=n_iter, n_pool=n_pool))
 
 # %% ../nbs/83_steps.ipynb #2d2d66fb
 def _digits():
@@ -248,7 +275,7 @@ def step_share(
     share = lambda n, base: 1 - 1/ratio(times, n, base)["median"]
     return dict(task=name, batch=batch, width=width, rounds=rounds, ms=ms, share={n: share(n, "cached teacher, l1" if n.startswith("cached") else "l1") for n in runs if "vem" in n}, cache_speedup=ratio(times, "l1", "cached teacher, l1"))
 
-# %% ../nbs/83_steps.ipynb #d6ab4438
+# %% ../nbs/83_steps.ipynb #9039981c
 PARTS = ("iteration", "chain", "share")
 
 def machine(
@@ -270,7 +297,7 @@ def format_steps(
             x = lambda n: "" if n not in r["speedup"] else f"{r['speedup'][n]['median']:.2f}x ({r['speedup'][n]['low']:.2f}-{r['speedup'][n]['high']:.2f})"
             out.append(f"| {r['size']}², {r['width']}, {r['batch']} | {r['ms']['plain loop']:.0f} | " + " | ".join(x(n) for n in ("kit", "fast", "fast, 3 longer", "fast, 1 longer", "floor", "floor of fast", "fast, bf16")) + " |")
     for c in results.get("chain", []):
-        out.append(f"\nChains, energy of width {c['width']}, {c['size']}², step_size {c['step_size']:g}, {c['n_iter']} training iterations:\n\n| start and steps | steps | ms a picture | energy above 200 steps | MMD² to 200 steps | drift |\n|---|---:|---:|---:|---:|---:|")
+        out.append(f"\nEnergy: {c['energy']}, width {c['width']}, {c['size']}², step_size {c['step_size']:g}, {c['n_iter']} training iterations:\n\n| start and steps | steps | ms a picture | energy above 200 steps | MMD² to 200 steps | drift |\n|---|---:|---:|---:|---:|---:|")
         out += [f"| {r['means']} | {r['steps']} | {r['ms']:.1f} | {r['energy_above']:.5f} | {r['mmd2']:.4f} | {r['drift']:.4f} |" for r in c["rows"]]
     if rows := results.get("share"):
         names = list(rows[0]["ms"])
@@ -325,9 +352,11 @@ def bench_steps(
     if "share" in parts:
         for name in SHARES: add("share", ("task", "width"), step_share(name, rounds, widths[0], device))
     if "chain" in parts:
-        for step_size, lr in ((100., 1e-4), (1000., 1e-3)):
-            q = ChainQuality(widths[0], n_pool=n_pool, n_iter=n_iter, device=device, step_size=step_size, lr=lr)
-            add("chain", ("width", "step_size"), dict(width=widths[0], size=64, step_size=step_size, noise_std=q.vem.noise_std, lr=lr, n_iter=n_iter, n_pool=n_pool, last_chain=q.vem.chain.scalars(), rows=q.table()))
+        runs = [lambda: student_energy(widths[0], n_pool=n_pool, n_iter=n_iter, device=device), lambda: student_energy(widths[0], n_pool=n_pool, n_iter=n_iter, device=device, step_size=1000., lr=1e-3),
+                lambda: sharp_energy(widths[0], device=device, step_size=1.), lambda: sharp_energy(widths[0], device=device, step_size=10.)]
+        for make in runs:
+            q = make(); v = q.vem
+            add("chain", ("energy", "width", "step_size"), dict(**q.about, step_size=v.step_size, noise_std=v.noise_std, lr=v.lr, rows=q.table()))
     return results
 
 def vemi_bench_step(
