@@ -275,7 +275,7 @@ def step_share(
     share = lambda n, base: 1 - 1/ratio(times, n, base)["median"]
     return dict(task=name, batch=batch, width=width, rounds=rounds, ms=ms, share={n: share(n, "cached teacher, l1" if n.startswith("cached") else "l1") for n in runs if "vem" in n}, cache_speedup=ratio(times, "l1", "cached teacher, l1"))
 
-# %% ../nbs/83_steps.ipynb #9039981c
+# %% ../nbs/83_steps.ipynb #2885317d
 PARTS = ("iteration", "chain", "share")
 
 def machine(
@@ -342,10 +342,11 @@ def bench_steps(
     out, about = Path(out), machine(device)
     results = json.loads(out.read_text()) if out.exists() else {}
     if results and results["machine"] != about: raise ValueError(f"{str(out)!r} was measured on another machine: {results['machine']}, here {about}; choose another --out")
-    results.setdefault("machine", about); results.setdefault("commands", {}); results["clock"] = "CPU time of the process" if device.type == "cpu" and about["threads"] == 1 else "wall-clock"
+    results.setdefault("machine", about); results["clock"] = "CPU time of the process" if device.type == "cpu" and about["threads"] == 1 else "wall-clock"
     def add(part, key, row):
+        row["command"] = command
         results[part] = [r for r in results.get(part, []) if any(r[k] != row[k] for k in key)] + [row]; results[part].sort(key=lambda r: str([str(r[k]).zfill(4) for k in key]))
-        results["commands"][part] = command; _save(out, results)
+        _save(out, results)
     if "iteration" in parts:
         for size,width,batch in itertools.product(sizes, widths, batches):
             key = ("size", "width", "batch"); add("iteration", key, bench_iteration(size, width, batch, rounds=rounds, bf16=bf16, device=device))
