@@ -7,8 +7,8 @@ __all__ = ['SHARES', 'PARTS', 'PlainLoop', 'KitLoop', 'BareConvolutions', 'inter
            'bench_iteration', 'discrepancy', 'ChainQuality', 'student_energy', 'sharp_energy', 'step_share', 'machine',
            'format_steps', 'plot_steps', 'bench_steps', 'vemi_bench_step']
 
-# %% ../nbs/83_steps.ipynb #0de5a22c
-import argparse, contextlib, copy, itertools, json, math, os, platform, statistics, sys, tempfile, time
+# %% ../nbs/83_steps.ipynb #9b6195f3
+import argparse, copy, itertools, json, math, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
