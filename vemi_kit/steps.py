@@ -275,7 +275,7 @@ def step_share(
     share = lambda n, base: 1 - 1/ratio(times, n, base)["median"]
     return dict(task=name, batch=batch, width=width, rounds=rounds, ms=ms, share={n: share(n, "cached teacher, l1" if n.startswith("cached") else "l1") for n in runs if "vem" in n}, cache_speedup=ratio(times, "l1", "cached teacher, l1"))
 
-# %% ../nbs/83_steps.ipynb #2885317d
+# %% ../nbs/83_steps.ipynb #fee7193a
 PARTS = ("iteration", "chain", "share")
 
 def machine(
@@ -310,7 +310,7 @@ def plot_steps(
 ):
     "Milliseconds of an iteration relative to the plain loop as bars, the floors as lines; returns the axis."
     import matplotlib.pyplot as plt
-    rows, names = results["iteration"], ["plain loop", "kit", "fast", "fast, 3 longer", "fast, 1 longer"]
+    rows, names = results["iteration"], ("plain loop", "kit", "fast", "fast, 3 longer", "fast, 1 longer")
     _, ax = plt.subplots(figsize=(1.2*len(rows)+2, 3), layout="constrained")
     for k,n in enumerate(names): ax.bar([i + .17*(k-2) for i in range(len(rows))], [r["ms"][n]/r["ms"]["plain loop"] for r in rows], .16, label=n)
     for n,c in (("floor", "k"), ("floor of fast", "C2")):
