@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'PARTS', 'PlainLoop', 'KitLoop', 'BareConvolutions', 'interleaved', 'ratio', 'longer_steps',
-           'bench_iteration', 'discrepancy', 'ChainQuality', 'step_share', 'machine', 'format_steps', 'plot_steps',
-           'bench_steps', 'vemi_bench_step']
+           'bench_iteration', 'discrepancy', 'ChainQuality', 'student_energy', 'sharp_energy', 'step_share', 'machine',
+           'format_steps', 'plot_steps', 'bench_steps', 'vemi_bench_step']
 
-# %% ../nbs/83_steps.ipynb #1e5304b2
-import argparse, contextlib, copy, itertools, json, math, os, platform, statistics, sys, tempfile, time
+# %% ../nbs/83_steps.ipynb #9b6195f3
+import argparse, copy, itertools, json, math, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
 from .core import set_seed, default_device, frozen, generator
-from .data import Latents, Batches, photo_crops, resize
+from .data import Batches, digits, photo_crops, resize
 from .energy import EnergyNet, ResidualStack
 from .chains import ReplayBuffer
 from .vem import VEM
@@ -114,7 +114,7 @@ def ratio(
     r = [x/y for x,y in zip(times[a], times[b])]
     return dict(median=statistics.median(r), low=min(r), high=max(r))
 
-# %% ../nbs/83_steps.ipynb #34e1815a
+# %% ../nbs/83_steps.ipynb #8e1ad266
 def longer_steps(
     n:int, # steps to take
     of:int=10, # instead of so many
@@ -134,10 +134,10 @@ def bench_iteration(
     bf16:bool=False, # time that too
     device=torch.device("cpu"), # where
 ) -> dict: # plain numbers
-    "Plain loop, kit, fast kit, fast kit with 3 longer steps, and the two floors, on photograph crops."
+    "Plain loop, kit, fast kit, fast kit with 3 and with 1 longer steps, and the two floors, on photograph crops."
     t = photo_crops(size, batch, scale=1. if size > 200 else .5).to(device); s = resize(resize(t, size//2), size)
     like = lambda **kw: VEM.like(t, s, width=width, **{**dict(n_steps=n_steps), **kw})
-    loops = {"plain loop": PlainLoop(like().energy, n_steps), "kit": KitLoop(like()), "fast": KitLoop(like(fast=True)), "fast, 3 longer steps": KitLoop(like(fast=True, **longer_steps(min(3, n_steps), n_steps)))}
+    loops = {"plain loop": PlainLoop(like().energy, n_steps), "kit": KitLoop(like()), "fast": KitLoop(like(fast=True)), **{f"fast, {n} longer": KitLoop(like(fast=True, **longer_steps(n, n_steps))) for n in (3,1)}}
     if bf16: loops["fast, bf16"] = KitLoop(like(fast=True, precision="bf16"))
     floors = {"floor": BareConvolutions(like().energy, t, s, n_steps), "floor of fast": BareConvolutions(like(fast=True).energy, t, s, n_steps, 1)}
     times = interleaved({**{n: lambda f=f: f(t, s) for n,f in loops.items()}, **floors}, rounds, device)
@@ -158,53 +158,33 @@ def discrepancy(
     off = lambda m: (m.sum() - m.diagonal().sum())/(n*(n-1))
     return (off(k[:n,:n]) + off(k[n:,n:]) - 2*off(k[:n,n:])).item()
 
-# %% ../nbs/83_steps.ipynb #7ad78008
+# %% ../nbs/83_steps.ipynb #d8c27fb0
 class ChainQuality:
-    """An energy, trained on photograph crops beside a small moving student, and the means of starting its chain, trained with it.
-
-    The chain that trains the energy is the given one; `warm` chains (3 steps a visit, by index) and the `amortised` start run beside it and are fitted to it."""
+    "Means of sampling with few steps, judged against 200 steps of the same chain."
     def __init__(self,
-        width:int=8, # of the energy
-        size:int=64, # of the pictures
-        n_pool:int=24, # crops
-        n_iter:int=100, # training iterations, of 4 crops
-        seed:int=0, # of everything
-        device=torch.device("cpu"), # where
-        **chain, # settings of the `VEM`: step_size, noise_std, lr, n_steps
-    ):
-        set_seed(seed)
-        self.t = photo_crops(size, n_pool, seed=seed).to(device); self.low = resize(resize(self.t, size//2), size)
-        student, self.start = ResidualStack(3, 3, 16, 3).to(device), ResidualStack(6, 3, 16, 3).to(device)
-        self.vem = VEM.like(self.t[:4], self.low[:4], width=width, fast=True, seed=seed, **chain)
-        opt, opt_start = (torch.optim.Adam(n.parameters(), 1e-3) for n in (student, self.start))
-        data, self.warm = Batches((self.t, self.low, torch.arange(n_pool)), 4, seed), ReplayBuffer(torch.zeros_like(self.t))
-        short = longer_steps(3, self.vem.n_steps, self.vem.step_size, self.vem.noise_std)
-        for k in range(n_iter):
-            t, low, i = data.batch(k)
-            s = low + student(low); sd = s.detach()
-            self.vem.tighten(t, sd); t_hat = self.vem._batch[1]
-            self.warm[i] = self.vem.sample(sd, sd + self.warm[i], **short) - sd
-            miss = (self.start(torch.cat([sd, low], 1)) - (t_hat - sd)).square().mean()
-            opt_start.zero_grad(); miss.backward(); opt_start.step()
-            opt.zero_grad(); (s - t).abs().mean().backward(); opt.step()
-        with torch.no_grad(): self.s = self.low + student(self.low)
-        self.n, self.device = n_pool, device
+        vem:VEM, # energy and settings of the chain
+        s:torch.Tensor, # conditions (n, c, h, w)
+        about:dict, # what to remember of the energy
+        warm:torch.Tensor|None=None, # residuals t_hat - s where persistent chains stand
+        start=None, # s -> where a network says that the chain ends
+    ): self.vem, self.s, self.about, self.warm, self.start, self.n = vem, s, about, warm, start, len(s)
 
     def _run(self, n, start=None, of=None, seed=1):
-        v = self.vem; v._g = generator(seed, self.device)
+        v = self.vem; v._g = generator(seed, self.s.device)
         return v.sample(self.s, start, **longer_steps(n, of or n, v.step_size, v.noise_std))
     def means(self) -> dict:
         "Name -> (steps, function that gives the samples)."
         K, s = self.vem.n_steps, self.s
         def amortised():
-            with torch.no_grad(): begin = s + self.start(torch.cat([s, self.low], 1))
-            return self._run(3, begin)
+            with torch.no_grad(): return self._run(3, self.start(s))
         def coarse():
             down = lambda x: resize(resize(x, x.shape[-1]//2), x.shape[-1])      # the energy knows one size only, so the coarse picture is enlarged for it
             x = self._run(2, of=K-1); return self._run(1, s + down(x - s))
-        return {"no chain: s itself": (0, lambda: s), f"{K} steps": (K, lambda: self._run(K)), "3 steps": (3, lambda: self._run(3)),
-                **{f"{n} longer steps for {of}": (n, lambda n=n, of=of: self._run(n, of=of)) for n,of in ((1,K), (3,K), (3,200), (10,200), (20,200))},
-                "3 steps, warm": (3, lambda: self._run(3, s + self.warm[torch.arange(self.n)])), "3 steps, amortised start": (3, amortised), "2 longer coarse, 1 fine": (3, coarse)}
+        res = {"no chain: s itself": (0, lambda: s), f"{K} steps": (K, lambda: self._run(K)), "3 steps": (3, lambda: self._run(3)),
+               **{f"{n} longer steps for {of}": (n, lambda n=n, of=of: self._run(n, of=of)) for n,of in ((1,K), (3,K), (3,200), (10,200), (20,200))}, "2 longer coarse, 1 fine": (3, coarse)}
+        if self.warm is not None: res["3 steps, warm"] = 3, lambda: self._run(3, s + self.warm)
+        if self.start is not None: res["3 steps, amortised start"] = 3, amortised
+        return res
     def table(self) -> list: # of dicts
         "Each means: steps, milliseconds a picture, energy minus that of a 200-step chain, MMD² to it; last row: a second 200-step chain, the floor of what can be seen."
         rows, clock = [], time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -216,7 +196,54 @@ class ChainQuality:
                 rows.append(dict(means=name, steps=n, ms=ms, energy_above=energy(x) - e, mmd2=discrepancy(x - self.s, ref - self.s), drift=(x - self.s).abs().mean().item()))
         return rows
 
-# %% ../nbs/83_steps.ipynb #78e81fdd
+# %% ../nbs/83_steps.ipynb #bae4aa96
+def student_energy(
+    width:int=8, # of the energy
+    size:int=64, # of the pictures
+    n_pool:int=24, # crops
+    n_iter:int=100, # training iterations, of 4 crops
+    seed:int=0, # of everything
+    device=torch.device("cpu"), # where
+    **chain, # settings of the `VEM`: step_size, noise_std, lr, n_steps
+) -> ChainQuality:
+    "An energy trained on photograph crops beside a student that enlarges them."
+    set_seed(seed)
+    t = photo_crops(size, n_pool, seed=seed).to(device); low = resize(resize(t, size//2), size)
+    student, ahead = ResidualStack(3, 3, 16, 3).to(device), ResidualStack(6, 3, 16, 3).to(device)
+    vem = VEM.like(t[:4], low[:4], width=width, fast=True, seed=seed, **chain)
+    opt, opt_ahead = (torch.optim.Adam(n.parameters(), 1e-3) for n in (student, ahead))
+    data, warm = Batches((t, low, torch.arange(n_pool)), 4, seed), ReplayBuffer(torch.zeros_like(t))
+    short = longer_steps(3, vem.n_steps, vem.step_size, vem.noise_std)
+    for k in range(n_iter):
+        x, l, i = data.batch(k)
+        s = l + student(l); sd = s.detach()
+        vem.tighten(x, sd); t_hat, own = vem._batch[1], vem.chain
+        warm[i] = vem.sample(sd, sd + warm[i], **short) - sd; vem.chain = own
+        miss = (ahead(torch.cat([sd, l], 1)) - (t_hat - sd)).square().mean()
+        opt_ahead.zero_grad(); miss.backward(); opt_ahead.step()
+        opt.zero_grad(); (s - x).abs().mean().backward(); opt.step()
+    with torch.no_grad(): s = low + student(low)
+    return ChainQuality(vem, s, dict(energy="beside a student", width=width, size=size, n_iter=n_iter, n_pool=n_pool, last_chain=vem.chain.scalars()), warm.states, lambda s: s + ahead(torch.cat([s, low], 1)))
+
+def sharp_energy(
+    width:int=8, # of the energy
+    n_pool:int=64, # digits
+    n_iter:int=80, # training iterations, of 32 digits
+    seed:int=0, # of everything
+    device=torch.device("cpu"), # where
+    **chain, # settings of the `VEM`
+) -> ChainQuality:
+    "An energy taught to be low at 16x16 digits and high at their blurred versions."
+    g = set_seed(seed); t = digits(16)[0][:256].to(device); s = resize(resize(t, 5), 16)
+    vem = VEM.like(t, s, width=width, fast=True, seed=seed, **chain)
+    opt = torch.optim.Adam(vem.energy.parameters(), 1e-3, betas=(0., .999))
+    for _ in range(n_iter):
+        i = torch.randint(len(t), (32,), generator=g)
+        e_pos, e_neg = vem._energies(t[i], s[i], s[i])
+        opt.zero_grad(); ((e_pos - e_neg).mean() + .05*(e_pos**2 + e_neg**2).mean()).backward(); opt.step()
+    return ChainQuality(vem, s[:n_pool], dict(energy="sharp", width=width, size=16, n_iter=n_iter, n_pool=n_pool))
+
+# %% ../nbs/83_steps.ipynb #2d2d66fb
 def _digits():
     teacher, _ = digits_teacher()
     return teacher, shrink(teacher, width=8), torch.randn(64, teacher.z_dim, generator=generator(0)), 32
@@ -231,24 +258,24 @@ def step_share(
     width:int=8, # of the energy
     device=torch.device("cpu"), # where
 ) -> dict:
-    "Milliseconds of a whole student step (data, teacher, student, L1, Adam) without the term, with it plain and fast, with 3 longer steps; without the teacher's forward thanks to `TeacherCache`; and the term's shares."
+    "Milliseconds of a whole student step (data, teacher, student, L1, Adam) without the term, with it plain, fast, and fast with 3 longer steps; without the teacher's forward thanks to `TeacherCache`; and the term's shares."
     set_seed(0); teacher, student, pool, batch = SHARES[name]()
     cached = TeacherCache(teacher.eval().to(device), pool, batch_size=batch)
     def run(teacher, *methods):
-        r = Distiller(teacher, copy.deepcopy(student), Objective("l1" + (" + vem" if methods else ""), **(dict(vem=methods[0]) if methods else {})), Batches(pool, batch), n_steps=10**6, log_every=10**6, device=device)
+        r = Distiller(teacher, copy.deepcopy(student), Objective("l1" + (" + vem" if methods else ""), **(dict(vem=methods[0]) if methods else {})), Batches(pool, batch), n_steps=10**6, log_every=10**6, device=device, value_range=None)   # networks without training: any range
         teacher.eval().requires_grad_(False)
         r.student.train(); r._prepare(); r.step = 1
         return r.one_step
     vem = dict(width=width)
     fast = {**vem, "fast": True}
-    runs = {"l1": run(teacher), "l1 + vem": run(teacher, vem), "l1 + fast vem": run(teacher, fast), "l1 + fast vem, 3 longer steps": run(teacher, {**fast, **longer_steps(3)}),
-            "cached teacher, l1": run(cached), "cached teacher, l1 + fast vem, 3 longer steps": run(cached, {**fast, **longer_steps(3)})}
+    runs = {"l1": run(teacher), "l1 + vem": run(teacher, vem), "l1 + fast vem": run(teacher, fast), "l1 + fast vem, 3 longer": run(teacher, {**fast, **longer_steps(3)}),
+            "cached teacher, l1": run(cached), "cached teacher, l1 + fast vem, 3 longer": run(cached, {**fast, **longer_steps(3)})}
     times = interleaved(runs, rounds, torch.device(device))
     ms = {n: statistics.median(x)*1e3 for n,x in times.items()}
     share = lambda n, base: 1 - 1/ratio(times, n, base)["median"]
     return dict(task=name, batch=batch, width=width, rounds=rounds, ms=ms, share={n: share(n, "cached teacher, l1" if n.startswith("cached") else "l1") for n in runs if "vem" in n}, cache_speedup=ratio(times, "l1", "cached teacher, l1"))
 
-# %% ../nbs/83_steps.ipynb #fa73b778
+# %% ../nbs/83_steps.ipynb #fee7193a
 PARTS = ("iteration", "chain", "share")
 
 def machine(
@@ -265,12 +292,12 @@ def format_steps(
     "The tables of a result file."
     out = []
     if rows := results.get("iteration"):
-        out.append("| size, width, batch | plain loop, ms | kit | fast | fast, 3 longer steps | floor | floor of fast | bf16 |\n|---|---:|---:|---:|---:|---:|---:|---:|")
+        out.append("| size, width, batch | plain loop, ms | kit | fast | fast, 3 longer | fast, 1 longer | floor | floor of fast | bf16 |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|")
         for r in rows:
             x = lambda n: "" if n not in r["speedup"] else f"{r['speedup'][n]['median']:.2f}x ({r['speedup'][n]['low']:.2f}-{r['speedup'][n]['high']:.2f})"
-            out.append(f"| {r['size']}², {r['width']}, {r['batch']} | {r['ms']['plain loop']:.0f} | " + " | ".join(x(n) for n in ("kit", "fast", "fast, 3 longer steps", "floor", "floor of fast", "fast, bf16")) + " |")
+            out.append(f"| {r['size']}², {r['width']}, {r['batch']} | {r['ms']['plain loop']:.0f} | " + " | ".join(x(n) for n in ("kit", "fast", "fast, 3 longer", "fast, 1 longer", "floor", "floor of fast", "fast, bf16")) + " |")
     for c in results.get("chain", []):
-        out.append(f"\nChains, energy of width {c['width']}, {c['size']}², step_size {c['step_size']:g}, {c['n_iter']} training iterations:\n\n| start and steps | steps | ms a picture | energy above 200 steps | MMD² to 200 steps | drift |\n|---|---:|---:|---:|---:|---:|")
+        out.append(f"\nEnergy: {c['energy']}, width {c['width']}, {c['size']}², step_size {c['step_size']:g}, {c['n_iter']} training iterations:\n\n| start and steps | steps | ms a picture | energy above 200 steps | MMD² to 200 steps | drift |\n|---|---:|---:|---:|---:|---:|")
         out += [f"| {r['means']} | {r['steps']} | {r['ms']:.1f} | {r['energy_above']:.5f} | {r['mmd2']:.4f} | {r['drift']:.4f} |" for r in c["rows"]]
     if rows := results.get("share"):
         names = list(rows[0]["ms"])
@@ -283,9 +310,9 @@ def plot_steps(
 ):
     "Milliseconds of an iteration relative to the plain loop as bars, the floors as lines; returns the axis."
     import matplotlib.pyplot as plt
-    rows, names = results["iteration"], ["plain loop", "kit", "fast", "fast, 3 longer steps"]
+    rows, names = results["iteration"], ("plain loop", "kit", "fast", "fast, 3 longer", "fast, 1 longer")
     _, ax = plt.subplots(figsize=(1.2*len(rows)+2, 3), layout="constrained")
-    for k,n in enumerate(names): ax.bar([i + .2*(k-1.5) for i in range(len(rows))], [r["ms"][n]/r["ms"]["plain loop"] for r in rows], .19, label=n)
+    for k,n in enumerate(names): ax.bar([i + .17*(k-2) for i in range(len(rows))], [r["ms"][n]/r["ms"]["plain loop"] for r in rows], .16, label=n)
     for n,c in (("floor", "k"), ("floor of fast", "C2")):
         for i,r in enumerate(rows): ax.plot([i-.4, i+.4], [r["ms"][n]/r["ms"]["plain loop"]]*2, c=c, ls=":", label=n if i == 0 else None)
     ax.set_xticks(range(len(rows)), [f"{r['size']}², w {r['width']}, b {r['batch']}" for r in rows], fontsize=8)
@@ -306,6 +333,7 @@ def bench_steps(
     batches:tuple=(1,4), # of "iteration"
     rounds:int=3, # of timing
     n_iter:int=100, # training of "chain"
+    n_pool:int=24, # crops of "chain"
     bf16:bool=False, # time bf16 as well
     device=torch.device("cpu"), # where
     command:str="bench_steps()", # for the record
@@ -314,19 +342,22 @@ def bench_steps(
     out, about = Path(out), machine(device)
     results = json.loads(out.read_text()) if out.exists() else {}
     if results and results["machine"] != about: raise ValueError(f"{str(out)!r} was measured on another machine: {results['machine']}, here {about}; choose another --out")
-    results.setdefault("machine", about); results.setdefault("commands", {}); results["clock"] = "CPU time of the process" if device.type == "cpu" and about["threads"] == 1 else "wall-clock"
+    results.setdefault("machine", about); results["clock"] = "CPU time of the process" if device.type == "cpu" and about["threads"] == 1 else "wall-clock"
     def add(part, key, row):
+        row["command"] = command
         results[part] = [r for r in results.get(part, []) if any(r[k] != row[k] for k in key)] + [row]; results[part].sort(key=lambda r: str([str(r[k]).zfill(4) for k in key]))
-        results["commands"][part] = command; _save(out, results)
+        _save(out, results)
     if "iteration" in parts:
         for size,width,batch in itertools.product(sizes, widths, batches):
             key = ("size", "width", "batch"); add("iteration", key, bench_iteration(size, width, batch, rounds=rounds, bf16=bf16, device=device))
     if "share" in parts:
         for name in SHARES: add("share", ("task", "width"), step_share(name, rounds, widths[0], device))
     if "chain" in parts:
-        for step_size, lr in ((100., 1e-4), (1000., 1e-3)):
-            q = ChainQuality(widths[0], n_iter=n_iter, device=device, step_size=step_size, lr=lr)
-            add("chain", ("width", "step_size"), dict(width=widths[0], size=64, step_size=step_size, noise_std=q.vem.noise_std, lr=lr, n_iter=n_iter, gap=q.vem.chain.scalars(), rows=q.table()))
+        runs = [lambda: student_energy(widths[0], n_pool=n_pool, n_iter=n_iter, device=device), lambda: student_energy(widths[0], n_pool=n_pool, n_iter=n_iter, device=device, step_size=1000., lr=1e-3),
+                lambda: sharp_energy(widths[0], device=device, step_size=1.), lambda: sharp_energy(widths[0], device=device, step_size=10.)]
+        for make in runs:
+            q = make(); v = q.vem
+            add("chain", ("energy", "width", "step_size"), dict(**q.about, step_size=v.step_size, noise_std=v.noise_std, lr=v.lr, rows=q.table()))
     return results
 
 def vemi_bench_step(
@@ -336,7 +367,7 @@ def vemi_bench_step(
     p = argparse.ArgumentParser("vemi_bench_step", description="Time an iteration of the energy-based term against a plain loop and against its bare convolutions.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("parts", nargs="*", default=["iteration"], metavar="PART", help=", ".join(PARTS))
     for name,default in (("sizes", (64,256)), ("widths", (8,32)), ("batches", (1,4))): p.add_argument(f"--{name}", type=int, nargs="+", default=default)
-    p.add_argument("--rounds", type=int, default=3, help="how often each is timed"); p.add_argument("--n-iter", type=int, default=100, help="training iterations of `chain`")
+    p.add_argument("--rounds", type=int, default=3, help="how often each is timed"); p.add_argument("--n-iter", type=int, default=100, help="training iterations of `chain`"); p.add_argument("--pool", type=int, default=24, help="pictures of `chain`")
     p.add_argument("--threads", type=int, default=1, help="CPU threads"); p.add_argument("--bf16", action="store_true", help="time bf16 as well")
     p.add_argument("--device", default="cpu"); p.add_argument("--out", default="vemi_bench_step.json", help="results; the picture lies beside them")
     a = p.parse_args(argv)
@@ -344,7 +375,7 @@ def vemi_bench_step(
         if unknown := set(a.parts) - set(PARTS): raise ValueError(f"parts: expected some of {list(PARTS)}, got {sorted(unknown)}")
         if a.rounds < 1: raise ValueError(f"--rounds >= 1 expected, got {a.rounds}")
         with _threads(a.threads):
-            results = bench_steps(a.out, a.parts, a.sizes, a.widths, a.batches, a.rounds, a.n_iter, a.bf16, default_device(a.device), "vemi_bench_step " + " ".join(sys.argv[1:] if argv is None else argv))
+            results = bench_steps(a.out, a.parts, a.sizes, a.widths, a.batches, a.rounds, a.n_iter, a.pool, a.bf16, default_device(a.device), "vemi_bench_step " + " ".join(sys.argv[1:] if argv is None else argv))
         print(format_steps(results)); print(f"Results: {a.out}"); return 0
     except KeyboardInterrupt: print(f"Interrupted; rows that were finished are in {a.out}"); return 130
     except (ValueError, RuntimeError, OSError) as e: print(f"vemi_bench_step: {e}", file=sys.stderr); return 1
