@@ -275,7 +275,7 @@ def step_share(
     share = lambda n, base: 1 - 1/ratio(times, n, base)["median"]
     return dict(task=name, batch=batch, width=width, rounds=rounds, ms=ms, share={n: share(n, "cached teacher, l1" if n.startswith("cached") else "l1") for n in runs if "vem" in n}, cache_speedup=ratio(times, "l1", "cached teacher, l1"))
 
-# %% ../nbs/83_steps.ipynb #fee7193a
+# %% ../nbs/83_steps.ipynb #42123a12
 PARTS = ("iteration", "chain", "share")
 
 def machine(
@@ -316,7 +316,7 @@ def plot_steps(
     for n,c in (("floor", "k"), ("floor of fast", "C2")):
         for i,r in enumerate(rows): ax.plot([i-.4, i+.4], [r["ms"][n]/r["ms"]["plain loop"]]*2, c=c, ls=":", label=n if i == 0 else None)
     ax.set_xticks(range(len(rows)), [f"{r['size']}², w {r['width']}, b {r['batch']}" for r in rows], fontsize=8)
-    ax.set(ylabel="time of an iteration / plain loop"); ax.legend(fontsize=7, ncols=3)
+    ax.set(ylabel="time of an iteration / plain loop", ylim=(0, 1.35)); ax.legend(fontsize=7, ncols=3)
     return ax
 
 def _save(out, results):
