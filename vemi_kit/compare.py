@@ -879,7 +879,7 @@ def warm_up(
     opt.zero_grad()
     return net.eval()
 
-# %% ../nbs/82_compare.ipynb #bc216718
+# %% ../nbs/82_compare.ipynb #1b756ddf
 def unconditional(side=16, scale=1, warm=15):
     "SNGAN: the shipped digits at 16 pixels, else one trained on faces for `warm` steps."
     if side == 16: teacher, disc = digits_teacher()
@@ -902,9 +902,8 @@ def paired_kind(side=16, scale=1, warm=15):
     y = faces(side); data = Batches((resize(resize(y, side//3+1), side), y), 8)
     net = lambda w: UNetGenerator(w*scale, 3, 1, 1)
     adv = dict(discriminator=PatchGAN(8*scale, 1, 2, norm="instance"), loss="lsgan", real="target", conditional=True)
-    deep = nn.Sequential(net(4), SRResNet(4*scale, 1, 1, 1))                          # a U-Net's levels are tied to the size: deeper means more after it
     return dict(teacher=warm_up(net(12), data, warm), student=net(4), data=data, adversarial=adv,
-                omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10., teachers=dict(wide=net(12), deep=deep)))
+                omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10.))
 
 def unpaired_kind(side=16, scale=1, warm=8):
     "Both ResNet generators of a CycleGAN, digits and faces."
