@@ -188,7 +188,7 @@ def gradient_share(
     n = [0. if g is None else g.float().norm().item() for g in n]
     return n[0]/n[1] if n[1] > 0 else math.inf if n[0] > 0 else math.nan
 
-# %% ../nbs/05_vem.ipynb #9d154e7d
+# %% ../nbs/05_vem.ipynb #7c0d68a3
 class TiltedVEM(VEM):
     """`VEM` with preset "tilted": a residual energy in nats, for t and s of equal shapes. `loss` is `lambda_mi` times the energy of the student's residual in nats a dimension;
     `tighten` moves the persistent chains, then base and tilt towards maximum likelihood."""
@@ -235,9 +235,9 @@ class TiltedVEM(VEM):
             with torch.no_grad(): u, c = base.whiten(noisy, s)[0], base.condition(s)
             k = self.trainer.buffer.slots(min(len(t), int(self.n_chains)), self._g)
             with torch.no_grad(): before = self.trainer.buffer[k]
-            u_hat = self.trainer.step(u[:len(k)], c[:len(k)], k, self.lr)
             loss = e_pos.mean()/t[0].numel()
             self.opt.zero_grad(set_to_none=True); loss.backward(); sync_grads(base.parameters()); self.opt.step(); self.opt.zero_grad(set_to_none=True)
+            u_hat = self.trainer.step(u[:len(k)], c[:len(k)], k, self.lr)
             self.n_updates += 1
             with torch.no_grad():
                 t_hat = base.unwhiten(u_hat, s[:len(k)])
