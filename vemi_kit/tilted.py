@@ -90,14 +90,16 @@ def unwhiten(self:GaussianBase, u, s):
 
 # %% ../nbs/03b_tilted.ipynb #56c34e58
 class Margins(nn.Module):
-    "Monotone map of each channel of `(b, c, ...)` to a standard normal, fitted to quantiles; `forward(x) -> (z, log_det)`, `inverse(z) -> x`."
+    "Monotone map of each channel of `(b, c, ...)` to a standard normal, fitted to quantiles, more of them where that pays; `forward(x) -> (z, log_det)`, `inverse(z) -> x`."
     def __init__(self,
         channels:int, # c
-        n_knots:int=16, # quantiles that the curve goes through
+        n_knots:int=16, # quantiles that every curve goes through
+        halvings:int=4, # how often the cell between two of them may be halved
         reach:float=3., # outermost knots, in standard normal units
     ):
         super().__init__()
-        z = torch.linspace(-reach, reach, n_knots, dtype=torch.float64)
+        self.coarse = 2**halvings                                                        # curves are kept on the finest grid: a cubic stays the same cubic there
+        z = torch.linspace(-reach, reach, (n_knots-1)*self.coarse+1, dtype=torch.float64)
         for name,v in dict(knots=z, centre=torch.zeros(channels), scale=torch.ones(channels), y=torch.asinh(z).repeat(channels,1), slope=(1+z**2).rsqrt().repeat(channels,1)).items():
             self.register_buffer(name, v.double())
 
@@ -105,17 +107,63 @@ class Margins(nn.Module):
     def _back(self, r, x): return r.view(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0,1)
 
     @torch.no_grad()
-    def fit(self, x:torch.Tensor):
-        "Put the knots on the quantiles of `x` (b, c, ...)."
+    def fit(self,
+        x:torch.Tensor, # (b, c, ...)
+        gain:float=3., # nats that a new knot must be worth to values that did not place it
+    ):
+        "Put the knots on quantiles of `x`: the coarse ones, and again and again the middle of a cell where the halves of `x`, each judged by the curve of the other, gain by it."
         r = self._rows(x)
         r = r[:, ::max(1, r.shape[1]//200_000)]
         q1, q2, q3 = torch.quantile(r, torch.tensor([.25,.5,.75], dtype=torch.float64, device=r.device), dim=1)
         self.centre.copy_(q2); self.scale.copy_(((q3-q1)/1.349).clamp(min=1e-9))
-        y = torch.asinh((torch.quantile(r, torch.special.ndtr(self.knots), dim=1).T - self.centre[:,None])/self.scale[:,None])
-        y = y + 1e-6*torch.arange(y.shape[1], device=y.device)                           # strictly rising also where values repeat
-        d = y.diff(dim=1)/self.knots.diff()
-        self.y.copy_(y); self.slope.copy_(torch.cat([d[:,:1], 2*d[:,1:]*d[:,:-1]/(d[:,1:]+d[:,:-1]), d[:,-1:]], 1))      # harmonic means keep it monotone
+        grid = torch.special.ndtr(torch.linspace(self.knots[0].item(), self.knots[-1].item(), 4*len(self.knots)-3, dtype=torch.float64, device=r.device))
+        table = lambda r: torch.asinh((torch.quantile(r, grid, dim=1).T - self.centre[:,None])/self.scale[:,None])
+        on = torch.zeros_like(self.y, dtype=torch.bool); on[:, ::self.coarse] = True
+        halves, step = (r[:,::2], r[:,1::2]), self.coarse if gain < math.inf else 1
+        tables = [table(h) for h in reversed(halves)] if step > 1 else ()
+        while step > 1:
+            was = [self._log_p(q, h, on) for q,h in zip(tables, halves)]
+            cells = torch.zeros_like(on); cells[:,:-step] = on[:,:-step] & on[:,step:]   # by their first knot; none is smaller
+            cells[:, torch.arange(on.shape[1], device=r.device) % step > 0] = False
+            new = on.clone()
+            for odd in (0, 1):                                                           # neighbours one after the other, so that gains do not mix
+                tried = cells.clone(); tried[:, odd*step::2*step] = False
+                if not tried.any(): continue
+                (lo, _), won = self._ends(on), torch.zeros_like(self.y)
+                for q,h,(l,k) in zip(tables, halves, was): won.scatter_add_(1, lo.gather(1, k), self._log_p(q, h, on | tried.roll(step//2, 1))[0] - l)
+                before, after = won.gather(1, lo.roll(1, 1)), won.roll(-step, 1)         # cells beside it share what their slopes gain
+                new |= (tried & (won + .5*(before+after) > gain)).roll(step//2, 1)
+            if torch.equal(new, on): break
+            on, step = new, step//2
+        self._draw(table(r), on)
         return self
+
+    @staticmethod
+    def _ends(on):
+        "The last knot at or before each place of the grid, and the first at or after it."
+        k, last = torch.arange(on.shape[1], device=on.device), on.shape[1]-1
+        return torch.where(on, k, 0).cummax(1).values, torch.where(on, k, last).flip(1).cummin(1).values.flip(1)
+
+    def _draw(self, q, on):
+        "The rising cubic through the knots `on` (c, grid), from quantiles `q` at quarters of the grid's steps."
+        k, h, (lo, hi) = torch.arange(on.shape[1], device=on.device), self.knots[1]-self.knots[0], self._ends(on)
+        v = q[:,::4] + 1e-6*k/self.coarse                                                # strictly rising also where values repeat
+        a, b = lo[:,:-1], hi[:,1:]                                                       # the cell around each step of the grid
+        both = lambda x: (torch.cat([x[:,:1], x], 1), torch.cat([x, x[:,-1:]], 1))       # left and right of each place
+        d, near = both((v.gather(1, b)-v.gather(1, a))/((b-a)*h)), torch.minimum(*both(b-a))
+        slope, most = 2*d[0]*d[1]/(d[0]+d[1]), 3*torch.minimum(*d)                       # harmonic means keep it monotone, and so does three times the lesser side
+        at = lambda i: q.gather(1, i.clamp(0, q.shape[1]-1))
+        local = (at(4*k+near)-at(4*k-near))/(near*h/2)
+        slope = torch.where((near < self.coarse) & (k > 0) & (k < k[-1]), torch.minimum(torch.maximum(local, 1e-3*most), most), slope)
+        a, b = torch.cat([a, a[:,-1:]], 1), torch.cat([b, b[:,-1:]], 1)
+        w = (b-a)*h
+        y, m = self._curve((v.gather(1, a), v.gather(1, b), w*slope.gather(1, a), w*slope.gather(1, b)), (k-a)/(b-a))
+        self.y.copy_(y); self.slope.copy_(m/w)
+
+    def _log_p(self, q, r, on):
+        "Log density (up to a constant) of the values `r` (c, n) with knots `on`, and the steps of the grid in which they lie."
+        self._draw(q, on); z, log_det = self._map(r)
+        return log_det - .5*z**2, ((z-self.knots[0])/(self.knots[1]-self.knots[0])).floor().long().clamp(0, len(self.knots)-2)
 
     def _cell(self, k):
         "Corner values and slopes (per cell) of cell `k`."
@@ -129,22 +177,27 @@ class Margins(nn.Module):
         y = y0 + b*(m0 + b*(3*d-2*m0-m1 + b*(m0+m1-2*d)))
         return y + (a-b)*torch.where(a < 0, m0, m1), m0 + b*(2*(3*d-2*m0-m1) + 3*b*(m0+m1-2*d))
 
-    def forward(self, x):
-        r = (self._rows(x)-self.centre[:,None])/self.scale[:,None]
+    def _map(self, r):
+        "Rows of values (c, n) to standard normal ones, and the logs of the slopes."
+        r = (r-self.centre[:,None])/self.scale[:,None]
         y, h = torch.asinh(r), self.knots[1]-self.knots[0]
         k = (torch.searchsorted(self.y, y.contiguous())-1).clamp(0, len(self.knots)-2)
         cell = self._cell(k)
         lo, hi = torch.zeros_like(y), torch.ones_like(y)
-        for _ in range(12):                                                              # bisection in the cell: the cubic rises
+        for _ in range(5):                                                               # bisection in the cell: the cubic rises
             a = (lo+hi)/2; up = self._curve(cell, a)[0] < y
             lo, hi = torch.where(up, a, lo), torch.where(up, hi, a)
         a = (lo+hi)/2
-        for _ in range(3):                                                               # and Newton's last digits
+        for _ in range(5):                                                               # and Newton's last digits
             v, slope = self._curve(cell, a); a = torch.minimum(torch.maximum(a - (v-y)/slope, lo), hi)
         below, above = (y-self.y[:,:1])/(self.slope[:,:1]*h), (y-self.y[:,-1:])/(self.slope[:,-1:]*h)
         a = torch.where(below < 0, below, torch.where(above > 0, 1+above, a))
         log_det = -torch.log(self._curve(cell, a)[1]/h) - .5*torch.log1p(r**2) - self.scale.log()[:,None]
-        return self._back(self.knots[k] + a*h, x).to(x.dtype), self._back(log_det, x).flatten(1).sum(1)
+        return self.knots[k] + a*h, log_det
+
+    def forward(self, x):
+        z, log_det = self._map(self._rows(x))
+        return self._back(z, x).to(x.dtype), self._back(log_det, x).flatten(1).sum(1)
 
     def inverse(self, z):
         r, h = self._rows(z), self.knots[1]-self.knots[0]
@@ -234,7 +287,7 @@ def fit(self:ConditionalBase,
     dims = [0]+list(range(2, s.ndim))
     with torch.no_grad():
         if self.pictures: self.centre.copy_(s.mean(dims)); self.scale.copy_(s.std(dims).clamp(min=1e-6))
-        else: self.margins_s.fit(s)
+        else: self.margins_s.fit(s, gain=math.inf)                                       # s needs no density
         if self.margins: self.margins.fit(t)
         x, x_val = (self.margins(a)[0] if self.margins else a for a in (t, t_val))
         c, c_val = self.condition(s), self.condition(s_val)
