@@ -93,7 +93,7 @@ def test_every_module_has_a_notebook_and_public_things_are_documented():
 
 def test_readme_has_the_two_commands_and_is_generated():
     text = (root/"README.md").read_text()
-    assert "&& vemi_demo" in text and "nbdev_test --n_workers 2" in text and "pytest -q --doctest-modules vemi_kit tests" in text
+    assert "&& vemi_demo" in text and "nbdev_test --n_workers 2" in text and "pytest -q -n 2 --dist loadfile --doctest-modules vemi_kit tests" in text
     assert "pip install -c constraints.txt -e \".[demo]\"" in text
     assert "#|" not in text and "RESULTS" not in text
 
