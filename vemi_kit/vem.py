@@ -188,7 +188,7 @@ def gradient_share(
     n = [0. if g is None else g.float().norm().item() for g in n]
     return n[0]/n[1] if n[1] > 0 else math.inf if n[0] > 0 else math.nan
 
-# %% ../nbs/05_vem.ipynb #7c0d68a3
+# %% ../nbs/05_vem.ipynb #770576d3
 class TiltedVEM(VEM):
     """`VEM` with preset "tilted": a residual energy in nats, for t and s of equal shapes. `loss` is `lambda_mi` times the energy of the student's residual in nats a dimension;
     `tighten` moves the persistent chains, then base and tilt towards maximum likelihood."""
@@ -253,9 +253,9 @@ class TiltedVEM(VEM):
         t:torch.Tensor, # the same teacher pictures that `tighten` saw
         s:torch.Tensor, # the student's, with their graph
     ) -> torch.Tensor: # scalar
-        "`lambda_mi * mean(E(t~,s))` in nats a dimension, differentiable in s through the residual; base and tilt are frozen."
-        _, noisy = self._seen(t)
-        with frozen(self.energy): return self.lambda_mi*self._energy(noisy, s).mean()/t[0].numel()
+        "`lambda_mi * mean(E(t,s))` in nats a dimension, at the centre of the noise; differentiable in s through the residual; base and tilt are frozen."
+        t_seen, _ = self._seen(t)
+        with frozen(self.energy): return self.lambda_mi*self._energy(t_seen, s).mean()/t[0].numel()
 
     def sample(self,
         s:torch.Tensor, # conditions (b, c, h, w)
