@@ -305,5 +305,7 @@ def explore(
     @functools.wraps(draw)
     def quiet(*args, **kw): draw(*args, **kw)
     f = interact(quiet, **controls)
-    for w in f.widget.children[:-1]: w.style.description_width, w.layout.width = "10em", "30em"     # room for long names
+    for w in f.widget.children[:-1]:
+        w.style.description_width, w.layout.width = "10em", "30em"                                  # room for long names
+        if w.has_trait("readout_format") and w.step < .01: w.readout_format = ".3f"                 # .005 would read 0.01
     return f
