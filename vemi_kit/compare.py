@@ -11,7 +11,7 @@ __all__ = ['MEASURES', 'KINDS', 'Averaged', 'Clock', 'EyeFeatures', 'Jury', 'Com
            'Unpaired', 'Both', 'warm_up', 'unconditional', 'stylegan2', 'paired_kind', 'unpaired_kind', 'restoration',
            'combination_run', 'combinations', 'combination_table', 'write_report', 'sign_table', 'vemi_compare']
 
-# %% ../nbs/82_compare.ipynb #81a4c0a1
+# %% ../nbs/82_compare.ipynb #8d957b1b
 import argparse, copy, hashlib, importlib, itertools, json, math, multiprocessing, os, platform, signal, statistics, sys, threading, time
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from .core import default_device, frozen, generator, load_nets, save_nets, set_seed
+from .core import default_device, frozen, generator, load_nets, save_nets, set_seed, whole_file, write_text
 from .data import PHOTOS, Batches, Latents, digits, faces, photo, resize
 from .bounds import certified_conditional
 from .costs import _threads, count_macs, count_params, latency
@@ -33,7 +33,7 @@ from .students import shrink, with_width
 from .methods.base import Method, Objective
 from .methods.perceptual import Eyes
 from .distill import Callback, Distiller, History, Progress
-from .enhance import Crops, Photos, whole_file              # with it comes the method `truth`
+from .enhance import Crops, Photos                          # with it comes the method `truth`
 from .bench import NOISE_FLOOR, Referee
 
 # %% ../nbs/82_compare.ipynb #2688d371
@@ -801,7 +801,7 @@ def scatter(
         ax.title.set_fontsize(9); ax.legend(fontsize=5)
     return fig
 
-# %% ../nbs/82_compare.ipynb #ebd64be3
+# %% ../nbs/82_compare.ipynb #67febf80
 def grid_points(
     config:Config, # method
     grid:dict, # {"lr": [...], "method.argument": [...]}
@@ -847,7 +847,7 @@ def tune(
             if not ok: raise ValueError(f"tune: no run of {c.name!r} on {cls.name} finished, see {Path(out)/'tune.jsonl'}; give it a milder grid")
             best, p = max(ok, key=lambda x: x[0])
             found.setdefault(cls.name, {})[c.name] = dict(formula=c.formula, given=c.settings, settings=p.settings, lr=p.lr, criterion=m, figure=abs(best), runs=len(points[c.name]), finished=len(ok), seed=seed, steps=rows[0]["steps"], width=rows[0]["width"])
-        with whole_file(path) as part: part.write_text(json.dumps(found, indent=1))
+        write_text(path, json.dumps(found, indent=1))
     return found
 
 # %% ../nbs/82_compare.ipynb #e791b33f

@@ -329,7 +329,7 @@ def distill(
     if resume and not out: raise ValueError("distill: resume=True needs out=, the folder of the run to go on with")
     return Distiller(teacher, student, methods, data, callbacks=cbs, **kw).fit(resume=path if resume and path.exists() else None)
 
-# %% ../nbs/40_distill.ipynb #4e06e533
+# %% ../nbs/40_distill.ipynb #e280dd87
 def _keys(x):
     "A digest for each row of a tensor."
     return [hashlib.blake2b(r.tobytes(), digest_size=16).digest() for r in x.detach().cpu().contiguous().numpy()]
@@ -358,17 +358,13 @@ class TeacherCache(nn.Module):
 
     def _write(self, path, batches, n):
         "Safetensors, batch by batch: the header, then the rows."
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part, first = path.with_name(f"{path.name}.{os.getpid()}.part"), next(batches).cpu()
+        first = next(batches).cpu()
         shape = [n, *first.shape[1:]]
         head = json.dumps({"__metadata__": self.made_of, "outputs": dict(dtype="F32", shape=shape, data_offsets=[0, 4*math.prod(shape)])}).encode()
         head += b" "*(-len(head) % 8)
-        try:
-            with part.open("wb") as f:
-                f.write(len(head).to_bytes(8, "little") + head)
-                for y in itertools.chain([first], batches): f.write(y.cpu().contiguous().numpy().tobytes())
-            os.replace(part, path)
-        finally: part.unlink(missing_ok=True)
+        with whole_file(path, own=True) as part, part.open("wb") as f:
+            f.write(len(head).to_bytes(8, "little") + head)
+            for y in itertools.chain([first], batches): f.write(y.cpu().contiguous().numpy().tobytes())
 
     def _read(self, path):
         try:

@@ -7,12 +7,12 @@ __all__ = ['SHARES', 'PARTS', 'PlainLoop', 'KitLoop', 'BareConvolutions', 'inter
            'bench_iteration', 'discrepancy', 'ChainQuality', 'student_energy', 'sharp_energy', 'step_share', 'machine',
            'format_steps', 'plot_steps', 'bench_steps', 'vemi_bench_step']
 
-# %% ../nbs/83_steps.ipynb #9b6195f3
+# %% ../nbs/83_steps.ipynb #233b34e9
 import argparse, copy, itertools, json, math, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
-from .core import set_seed, default_device, frozen, generator
+from .core import set_seed, default_device, frozen, generator, write_text
 from .data import Batches, digits, photo_crops, resize
 from .energy import EnergyNet, ResidualStack
 from .chains import ReplayBuffer
@@ -275,7 +275,7 @@ def step_share(
     share = lambda n, base: 1 - 1/ratio(times, n, base)["median"]
     return dict(task=name, batch=batch, width=width, rounds=rounds, ms=ms, share={n: share(n, "cached teacher, l1" if n.startswith("cached") else "l1") for n in runs if "vem" in n}, cache_speedup=ratio(times, "l1", "cached teacher, l1"))
 
-# %% ../nbs/83_steps.ipynb #42123a12
+# %% ../nbs/83_steps.ipynb #66b9a804
 PARTS = ("iteration", "chain", "share")
 
 def machine(
@@ -321,8 +321,7 @@ def plot_steps(
 
 def _save(out, results):
     import matplotlib.pyplot as plt
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part"); part.write_text(json.dumps(results, indent=1)); os.replace(part, out)
+    write_text(out, json.dumps(results, indent=1))
     if results.get("iteration"): ax = plot_steps(results); ax.figure.savefig(out.with_suffix(".png"), dpi=110); plt.close(ax.figure)
 
 def bench_steps(

@@ -491,7 +491,7 @@ def certified_gain(
     "`-f(u) - log w_reverse`: what the tilt adds to `log q0`, in expectation never too much (proved at `bounds.ais_bounds`)."
     return -tilt(u, c).double() - annealed_weights(tilt, c, path, g, u)[0]
 
-# %% ../nbs/03b_tilted.ipynb #2aad0363
+# %% ../nbs/03b_tilted.ipynb #21d862af
 class TiltTrainer:
     """Contrastive steps on a tilt, `E[f(u)] - E[f(u_hat)]` with u_hat from persistent MALA chains; `gap`, `acceptance`, `step_size` and `shortened` tell of the last one.
 
@@ -541,6 +541,15 @@ class TiltTrainer:
                 self.shortened += 1
                 for p,o in zip(tilt.parameters(), old): p.lerp_(o, 1-self.trust/moved)
         return u_hat
+
+    _counters = ("step_size", "shortened", "frozen_for", "n_steps")
+    def state_dict(self) -> dict:
+        "Chains, optimiser and counters; the tilt and the generator have states of their own."
+        return dict(chains=self.buffer.states, opt=self.opt.state_dict(), **{k: getattr(self, k) for k in self._counters})
+    def load_state_dict(self, state:dict):
+        "Take up what `state_dict` gave; chains stay on their device."
+        self.buffer.states.copy_(state["chains"]); self.opt.load_state_dict(state["opt"])
+        for k in self._counters: setattr(self, k, state[k])
 
 # %% ../nbs/03b_tilted.ipynb #96997fa5
 def fit_tilt(

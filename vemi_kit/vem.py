@@ -78,12 +78,19 @@ class VEM(nn.Module):
         with seeded(seed): energy = TiltedModel(LocalBase(t.shape[1], 2*width), Experts(t.shape[1])) if tilted else EnergyNet(tuple(t.shape[2:]), t.shape[1], s.shape[1], width=width, fast=fast, precision=precision)
         return (TiltedVEM if tilted else cls)(energy.to(t.device), preset, seed=seed, **kw)
 
-# %% ../nbs/05_vem.ipynb #a52ca7ca
+# %% ../nbs/05_vem.ipynb #46a3bb62
 def _check_pair(t, s):
     for name,x in (("t",t), ("s",s)):
         if not torch.is_tensor(x) or x.ndim != 4: raise ValueError(f"VEM: expected {name} of shape (b, c, h, w), got {tuple(x.shape) if torch.is_tensor(x) else type(x).__name__}")
     if len(t) != len(s): raise ValueError(f"VEM: t and s must be pairs, got {len(t)} and {len(s)} pictures")
     if t.shape[2:] != s.shape[2:]: raise ValueError(f"VEM: t is {tuple(t.shape[2:])} and s {tuple(s.shape[2:])} pixels; resize one of them")
+
+def _pair(t, s):
+    "Checked, detached, float32."
+    _check_pair(t, s)
+    t, s = t.detach().float(), s.detach().float()
+    for x,name in ((t,"t"),(s,"s")): check_finite(x, f"VEM.tighten: {name}")
+    return t, s
 
 # %% ../nbs/05_vem.ipynb #896a978a
 @patch
@@ -114,7 +121,7 @@ def sample(self:VEM,
     except FloatingPointError as e: raise DivergenceError(f"VEM after {self.n_updates} updates: {e}") from e
     return t_hat
 
-# %% ../nbs/05_vem.ipynb #565cc692
+# %% ../nbs/05_vem.ipynb #87dd25ff
 @patch
 def tighten(self:VEM,
     t:torch.Tensor, # teacher pictures (b, c, h, w), or the ground truth of a paired task
@@ -123,9 +130,7 @@ def tighten(self:VEM,
 ) -> VEMStats:
     "Draw t_hat with the present energy, then take a step on the energy: minimise `E(t,s) - E(t_hat,s) + l2 (E(t,s)² + E(t_hat,s)²)`, all inputs detached."
     energy_steps = self.energy_steps if energy_steps is None else energy_steps
-    _check_pair(t, s)
-    t, s = t.detach().float(), s.detach().float()
-    for x,name in ((t,"t"),(s,"s")): check_finite(x, f"VEM.tighten: {name}")
+    t, s = _pair(t, s)
     for group in self.opt.param_groups: group["lr"] = self.lr
     for i in range(max(1, energy_steps)):
         t_hat = self.sample(s, like_t=t)
@@ -188,7 +193,7 @@ def gradient_share(
     n = [0. if g is None else g.float().norm().item() for g in n]
     return n[0]/n[1] if n[1] > 0 else math.inf if n[0] > 0 else math.nan
 
-# %% ../nbs/05_vem.ipynb #770576d3
+# %% ../nbs/05_vem.ipynb #348c0d7f
 class TiltedVEM(VEM):
     """`VEM` with preset "tilted": a residual energy in nats, for t and s of equal shapes. `loss` is `lambda_mi` times the energy of the student's residual in nats a dimension;
     `tighten` moves the persistent chains, then base and tilt towards maximum likelihood."""
@@ -204,7 +209,9 @@ class TiltedVEM(VEM):
         "What depends on the first pictures: base, chains."
         self._g = generator(self.seed + process_index(), s.device)
         if self.n_updates == 0: self.energy.base.start(t + self._noise(t), s)
-        self.trainer = TiltTrainer(self.energy.tilt, torch.randn(int(self.n_chains), *t.shape[1:], generator=self._g, device=t.device), self._g, self.lr, int(self.n_steps), trust=self.trust)
+        self._train_from(torch.randn(int(self.n_chains), *t.shape[1:], generator=self._g, device=t.device))
+
+    def _train_from(self, chains): self.trainer = TiltTrainer(self.energy.tilt, chains, self._g, self.lr, int(self.n_steps), trust=self.trust)
 
     def _noise(self, t): return self.noise_floor*torch.randn(t.shape, generator=self._g, device=t.device)
 
@@ -221,10 +228,8 @@ class TiltedVEM(VEM):
         energy_steps:int|None=None, # steps on base and tilt; None: the setting of that name, at each `every`-th call; 0: none
     ) -> VEMStats: # of the last step that was taken
         "Draw the noise, and at each `every`-th call move the chains, then tilt and base: minimise `E(t~,s) - E(t_hat,s)`."
-        _check_pair(t, s)
+        t, s = _pair(t, s)
         if t.shape != s.shape: raise ValueError(f"VEM preset 'tilted': t and s should have equal shapes, got {tuple(t.shape)} and {tuple(s.shape)}; use preset='paper' for other channels")
-        t, s = t.detach().float(), s.detach().float()
-        for x,name in ((t,"t"),(s,"s")): check_finite(x, f"VEM.tighten: {name}")
         if self.trainer is None: self._begin(t, s)
         noisy, base = t + self._noise(t), self.energy.base
         n = energy_steps if energy_steps is not None else int(self.energy_steps) if self.n_calls % int(self.every) == 0 else 0
@@ -276,12 +281,11 @@ class TiltedVEM(VEM):
         n = max(1, len(t)//4)
         with frozen(self.energy): return ais_bounds(self.energy, t[n:], s[n:].detach(), n_levels, s[:n].detach(), n_paths=2, seed=seed)
 
-# %% ../nbs/05_vem.ipynb #39d984c7
+# %% ../nbs/05_vem.ipynb #dbf6e75f
 @patch
 def get_extra_state(self:TiltedVEM):
     "As for `VEM`, with the chains and the tilt's optimiser."
-    r = self.trainer
-    return {**VEM.get_extra_state(self), "n_calls": self.n_calls, "stats": self.stats and dict(self.stats), "tilt": r and dict(chains=r.buffer.states, opt=r.opt.state_dict(), **{k: getattr(r, k) for k in ("step_size", "shortened", "frozen_for", "n_steps")})}
+    return {**VEM.get_extra_state(self), "n_calls": self.n_calls, "stats": self.stats and dict(self.stats), "tilt": self.trainer and self.trainer.state_dict()}
 
 @patch
 def set_extra_state(self:TiltedVEM, state):
@@ -289,6 +293,4 @@ def set_extra_state(self:TiltedVEM, state):
     VEM.set_extra_state(self, state)
     self.n_calls, self.stats, tilt = state["n_calls"], state["stats"] and VEMStats(**state["stats"]), state["tilt"]
     if tilt is None: return
-    self.trainer = TiltTrainer(self.energy.tilt, tilt["chains"].to(self._g.device), self._g, self.lr, int(self.n_steps), trust=self.trust)
-    self.trainer.opt.load_state_dict(tilt["opt"])
-    for k in ("step_size", "shortened", "frozen_for", "n_steps"): setattr(self.trainer, k, tilt[k])
+    self._train_from(tilt["chains"].to(self._g.device)); self.trainer.load_state_dict(tilt)
