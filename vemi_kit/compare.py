@@ -32,7 +32,7 @@ from .zoo.restorers import SRResNet
 from .students import shrink, with_width
 from .methods.base import Method, Objective
 from .methods.perceptual import Eyes
-from .distill import Callback, Distiller, History, Progress
+from .distill import Callback, Distiller, History, Progress, TeacherCache
 from .enhance import Crops, Photos                          # with it comes the method `truth`
 from .bench import NOISE_FLOOR, Referee
 
@@ -146,6 +146,17 @@ class CompareTask:
     def held_out(self, n:int) -> tuple:
         "`n` inputs that nobody trains on, and their ground truth or None."
         raise TypeError(f"{type(self).__name__} must define held_out(n)")
+    def pool(self,
+        n, # how many
+    ):
+        "Inputs for students of all seeds, as `data` draws them: a tensor, or a tuple of tensors with the input first."
+        data = self.data(self.held_seed+2)
+        parts = [data.batch(i) for i in range(-(-n//self.batch_size))]
+        return torch.cat(parts)[:n] if torch.is_tensor(parts[0]) else tuple(torch.cat(p)[:n] for p in zip(*parts))
+    def answers(self, teacher, pool, folder):
+        "The teacher's pictures for a pool, kept as a file beside the teachers."
+        x = pool if torch.is_tensor(pool) else pool[0]
+        return TeacherCache(teacher, x, Path(folder)/f"{self.name}_{self.teacher_steps}_pool_{len(x)}.safetensors")
     def real(self) -> tuple:
         "Real pictures, and what they are."
         raise TypeError(f"{type(self).__name__} must define real()")
@@ -171,7 +182,7 @@ class CompareTask:
 # %% ../nbs/82_compare.ipynb #e6a448f8
 class Digits16(CompareTask):
     "The shipped digits GAN at 16x16, width 64."
-    name, steps, lr, n_judge = "digits16", 3500, 1e-2, 2048
+    name, steps, lr, n_judge = "digits16", 2000, 1e-2, 2048
     def networks(self): return dict(teacher=SNGenerator(16, 1, 64), discriminator=SNDiscriminator(16, 1, 64))
     def teacher(self, folder=None, device="cpu"): return dict(zip(("teacher","discriminator"), digits_teacher(device=device)))
     def data(self, seed): return Latents(64, self.batch_size, seed)
@@ -184,7 +195,7 @@ class Digits16(CompareTask):
 # %% ../nbs/82_compare.ipynb #96aac6df
 class Faces32(Digits16):
     "An SNGAN of width 64 on the bundled small faces at 32x32, grey, mirrored ones included."
-    name, steps, batch_size, lr, n_judge, teacher_steps = "faces32", 2000, 8, 1e-2, 1024, 2000
+    name, steps, batch_size, lr, n_judge, teacher_steps = "faces32", 1500, 8, 1e-2, 1024, 2000
     def networks(self): return dict(teacher=SNGenerator(32, 1, 64), discriminator=SNDiscriminator(32, 1, 32))
     teacher = CompareTask.teacher
     def _faces(self, split): x = faces(32, split); return torch.cat([x, x.flip(3)])
@@ -254,7 +265,7 @@ class Photos2x(CompareTask):
 # %% ../nbs/82_compare.ipynb #ce93c712
 class Edges64(Photos2x):
     "From edges to photographs, crops of 64x64: a U-Net of width 32 with four halvings, trained with L1 and a PatchGAN."
-    name, steps, lr, teacher_steps, value_range, criterion = "edges64", 2500, 3e-3, 2000, (-1,1), "frechet_teacher"
+    name, steps, lr, teacher_steps, value_range, criterion = "edges64", 1200, 3e-3, 2000, (-1,1), "frechet_teacher"
     def networks(self): return dict(teacher=UNetGenerator(32, 4, 1, 3), discriminator=PatchGAN(32, 2, 4, norm="instance"))
     def crops(self, split, n, seed): return Crops(half_photos(split, lambda p: (sobel_edges(p)[0], p[0])), "pairs", 64, n, seed)
     def train(self, nets, device, n_steps):
@@ -338,6 +349,7 @@ def student_run(
     nets:dict, # its trained networks
     spec:dict, # formula, settings, lr, width, seed, steps, and for a budget of time seconds
     callbacks=(), # further ones
+    pool=None, # inputs and the teacher's answers to them, a `TeacherCache`; None: new inputs in each batch
 ) -> tuple: # the finished `Distiller`, its Clock, its Averaged
     "Train one student. The seed fixes its initialisation, its data and the chains of VEM."
     teacher, seed, lr, seconds = nets["teacher"], spec["seed"], spec["lr"], spec.get("seconds")
@@ -347,7 +359,8 @@ def student_run(
     objective = Objective(spec["formula"], **_merged(task.settings(nets), dict(vem=dict(seed=seed)), spec["settings"]))
     clock, averaged = Clock(seconds), Averaged(task.decay)
     plan = None if seconds is None else {"student.lr": clock.cosine(lr, lr/50)}
-    run = Distiller(teacher, student, objective, task.data(seed), spec["steps"] if seconds is None else 10**7, lr=lr, seed=seed, device=device, plan=plan, value_range=task.value_range,
+    data, source = (task.data(seed), teacher) if pool is None else (Batches(pool[0], task.batch_size, seed), teacher if objective.inside else pool[1])
+    run = Distiller(source, student, objective, data, spec["steps"] if seconds is None else 10**7, lr=lr, seed=seed, device=device, plan=plan, value_range=task.value_range,
                     log_every=max(1, spec["steps"]//50), callbacks=[History(), averaged, clock, *callbacks]).fit()
     return run, clock, averaged
 
@@ -362,10 +375,10 @@ def vital_signs(
     return res
 
 @lru_cache(8)
-def _stage(cls, folder, device, certified):
-    "Teacher and jury of a task, made once in each process."
-    task = cls(); nets = task.teacher(folder, device)
-    return task, nets, Jury(task, nets["teacher"], certified)
+def _stage(cls, folder, device, certified, n_pool):
+    "Teacher, jury and pool of a task, made once in each process."
+    task = cls(); nets = task.teacher(folder, device); pool = task.pool(n_pool) if n_pool else None
+    return task, nets, Jury(task, nets["teacher"], certified), None if pool is None else (pool, task.answers(nets["teacher"], pool, folder))
 
 def compare_run(
     cls, # class of the task
@@ -374,8 +387,8 @@ def compare_run(
     spec:dict, # see `student_run`
 ) -> dict: # the line: `spec` and what came out
     "Train a student and judge it, its averaged weights (`figures`) and its last ones (`last`)."
-    task, nets, jury = _stage(cls, str(folder), str(device), spec.get("certified", 0))
-    run, clock, averaged = student_run(task, nets, spec)
+    task, nets, jury, pool = _stage(cls, str(folder), str(device), spec.get("certified", 0), spec.get("pool", 0))
+    run, clock, averaged = student_run(task, nets, spec, pool=pool)
     sample, begin = jury.z[:1].to(device), time.perf_counter()
     figures, last, ms = jury(averaged.net), jury(run.student, certify=False), latency(averaged.net, sample, seconds=.2, threads=1)
     return dict(spec, steps_done=run.step, seconds_used=clock.used, wall=clock.wall, figures=figures, last=last, signs=vital_signs(run[History].rows), notes=run.objective.notes(),
@@ -519,6 +532,7 @@ def compare(
     lr:float|None=None, # None: the configuration's, what `tune` found, or the task's
     seconds_of:str|None=None, # name of a method: every other one runs a second time, for as long as the run of this one took
     certified:int=0, # so many pairs for certified values
+    pool:int=0, # students learn from so many inputs, whose answers the teacher gives once, see `TeacherCache`; 0: new inputs in each batch
     jobs:int=1, # processes
     tuned:bool=True, # use what `tune` has written to this folder
     device=None, # None: the best there is
@@ -532,6 +546,8 @@ def compare(
     configs = methods if methods and isinstance(methods, (list,tuple)) and isinstance(methods[0], Config) else read_configs(methods)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds or jobs < 1 or (steps is not None and steps < 1) or certified < 0: raise ValueError(f"compare: at least one seed, job and step expected, got seeds={seeds}, jobs={jobs}, steps={steps}, certified={certified}")
+    small = [c.name for c in classes if 0 < pool < c.batch_size or pool < 0]
+    if small: raise ValueError(f"compare: pool: 0 or at least a batch of {small} expected, got {pool}")
     if certified and certified < 200: raise ValueError(f"compare: certified values need at least 200 pairs (half of them to fit), got {certified}")
     names = [c.name for c in configs]
     if seconds_of is not None and seconds_of not in names: seconds_of = _spaced(seconds_of)
@@ -542,10 +558,11 @@ def compare(
         best = tuned_for(found, cls.name, c)
         for w in (widths or cls.widths):
             specs.append(dict(task=cls.name, name=c.name, formula=c.formula, settings=best.settings, lr=lr or best.lr or cls.lr, width=w, seed=seed, steps=steps or cls.steps, budget="steps",
-                              batch_size=cls.batch_size, decay=cls.decay, n_judge=cls.n_judge, **(dict(certified=certified) if certified else {})))
+                              batch_size=cls.batch_size, decay=cls.decay, n_judge=cls.n_judge, **(dict(certified=certified) if certified else {}), **(dict(pool=pool) if pool else {})))
     for s in {json.dumps([s["task"], s["formula"], s["settings"], s["width"]], sort_keys=True): s for s in specs}.values(): check_run(CompareTask.registry[s["task"]](), s)
     for cls in classes:
-        teacher = weights_hash(cls().teacher(out/"teachers", device)["teacher"])
+        task = cls(); net = task.teacher(out/"teachers", device)["teacher"]; teacher = weights_hash(net)
+        if pool: task.answers(net, task.pool(pool), out/"teachers")
         for s in specs:
             if s["task"] == cls.name: s["teacher"] = teacher
     for s in specs: s["key"] = run_key(s)
@@ -597,7 +614,7 @@ def labelled(
 ) -> list: # the same with a `label`
     "What lines are called in tables: their method, their budget if that was time, and whatever else differs between lines of that name (a learning rate, a setting)."
     res = [dict(r, label=r["name"] + ("" if r["budget"] == "steps" else f", {r['budget']}")) for r in rows]
-    about = lambda r: {k: json.dumps(r.get(k), sort_keys=True) for k in ("formula","settings","lr","batch_size","decay","n_judge","certified","teacher")}
+    about = lambda r: {k: json.dumps(r.get(k), sort_keys=True) for k in ("formula","settings","lr","batch_size","decay","n_judge","pool","teacher")}
     same = {}
     for r in res: same.setdefault((r["task"], r["width"], r["steps"], r["label"]), []).append(r)
     for rs in same.values():
@@ -827,7 +844,7 @@ def tune(
     steps:int|None=None, # of each run; None: a third of the task's
     width:int|None=None, # of the student; None: the task's first
     criterion:str|None=None, # one of `MEASURES`; None: the task's
-    **kw, # of `compare`: jobs, device, plugins, progress
+    **kw, # of `compare`: pool, jobs, device, plugins, progress
 ) -> dict: # what stands in tuned.json
     "Tune each method on each task; `ValueError` for a knob that no formula has, or a method of which no run finished."
     for p in kw.get("plugins", ()): importlib.import_module(p)
@@ -1065,6 +1082,7 @@ def vemi_compare(
     p.add_argument("--lr", type=float, default=None, help="for all methods alike; default: tuned, or the task's")
     p.add_argument("--seconds-of", default=None, metavar="METHOD", help="run every other method a second time, for as long as this one took")
     p.add_argument("--certified", type=int, default=0, help="pairs for certified values; 0: none")
+    p.add_argument("--pool", type=int, default=0, help="students learn from so many inputs, for which the teacher runs once (its answers are kept as a file); 0: new inputs in each batch")
     p.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     p.add_argument("--untuned", action="store_true", help="leave out what the tuning found")
     p.add_argument("--tune", action="append", default=[], metavar="KNOB=A,B", help="tune instead of comparing: lr=0.003,0.01 or vem.share=0.1,0.5; may be repeated; the comparison in the same folder then uses it")
@@ -1090,7 +1108,7 @@ def vemi_compare(
         else:
             try: widths = a.widths and [int(w) for w in a.widths.split(",")]
             except ValueError: raise ValueError(f"--widths: expected whole numbers with commas, got {a.widths!r}") from None
-            configs, kw = read_configs(a.methods or (None if a.configs else "l1,l1+vem"), a.configs, a.set), dict(jobs=a.jobs, device=a.device, plugins=a.plugin)
+            configs, kw = read_configs(a.methods or (None if a.configs else "l1,l1+vem"), a.configs, a.set), dict(pool=a.pool, jobs=a.jobs, device=a.device, plugins=a.plugin)
             if a.tune:
                 found = tune(a.out, a.tasks, configs, _grid(a.tune), a.tune_runs, steps=a.steps, width=widths[0] if widths else None, criterion=a.criterion, **kw)
                 for t,ms in found.items():

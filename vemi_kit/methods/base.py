@@ -74,7 +74,7 @@ class Reader:
 # %% ../../nbs/30_methods.base.ipynb #e753563a
 class Method(nn.Module):
     "A distillation method: `prepare(teacher, student, batch, t, s)` once, then `loss(batch, t, s, features) -> (scalar, figures)` for each batch. Subclasses register under their `name`."
-    name, registry, read, layers, share = "", {}, Reader(), {}, None    # `share`: a pull on the student's pictures to be held, see `Objective`; `read`: how networks are called, set by the Objective; `layers`: {teacher's layer (a number: none): student's layer}, what the loop shall listen to, known after `prepare`
+    name, registry, read, layers, share, inside = "", {}, Reader(), {}, None, False    # `inside`: needs the teacher itself, its pictures would not do; `share`: a pull on the student's pictures to be held, see `Objective`; `read`: how networks are called, set by the Objective; `layers`: {teacher's layer (a number: none): student's layer}, what the loop shall listen to, known after `prepare`
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
         if cls.name: Method.registry[cls.name] = cls
@@ -157,6 +157,11 @@ class Objective(nn.Module):
         for m in self.methods.values():
             if read is not None: m.read = read
             m.prepare(teacher, student, batch, t, s)
+
+    @property
+    def inside(self) -> bool:
+        "Does a method look into the teacher? If not, a `TeacherCache` may stand in for it."
+        return any(m.inside for m in self.methods.values())
 
     @property
     def layers(self) -> tuple:

@@ -14,7 +14,7 @@ from ..students import FeatureAdaptors, match_layers
 # %% ../../nbs/31_methods.features.ipynb #93edf1f3
 class FeatureMethod(Method):
     "A method on features: a subclass defines `compare(layer, ft, fs) -> scalar`, for features `(b, c, h, w)` of a pair of layers; the loss is the sum over pairs. With `translated`, adaptors bring the student's to the teacher's channels and train with the student."
-    translated = False
+    translated, inside = False, True
     def __init__(self,
         weight:float=1., # factor in the sum
         layers=None, # names that both networks have, or {teacher's: student's}; None: all stages that both have; `""` is the whole network

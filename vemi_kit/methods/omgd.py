@@ -31,7 +31,7 @@ class OMGD(Method):
     """Online distillation from teachers that train beside the student (OMGD, arXiv 2108.06908): SSIM 10, style 1e4, perceptual 10, total variation 1e-5 for each teacher, and `channel` for the first.
 
     Each step: teachers answer; discriminators and teachers take their steps; the student follows the answers. Logs the GAN losses and, with `score`, each teacher's best one so far and which is `chosen`."""
-    name = "omgd"
+    name, inside = "omgd", True
     def __init__(self,
         discriminator:nn.Module, # picture to logits; every teacher trains a copy of its own
         teachers:dict|None=None, # {name: network}, trained here; None: "wide" (a copy of the run's teacher) and "deep" (see `deeper`)
