@@ -1,7 +1,8 @@
 "The comparison in real processes: killed, interrupted, with runs that diverge and processes that die; the four tasks in small."
 import json, math, os, signal, subprocess, sys, time
 import pytest, torch
-from vemi_kit.compare import (CompareTask, Edges64, Faces32, Ledger, Photos2x, compare, compare_run, rank_correlation, read_rows, t_quantile, vemi_compare)
+from vemi_kit.compare import (CompareTask, Edges64, Faces32, Photos2x, compare, compare_run, rank_correlation, t_quantile, vemi_compare)
+from vemi_kit.core import Ledger, read_rows
 
 COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.compare import vemi_compare; sys.exit(vemi_compare())"]
 PLUGIN = '''
@@ -157,6 +158,25 @@ def test_certified_values(plugin, tmp_path):
     finally: del CompareTask.registry["tiny_certified"]
     assert row["key"] != plain["key"] and row["last"] == plain["last"] and math.isfinite(row["figures"]["certified_per_dim"]) and "certified_per_dim" not in plain["figures"]
     assert any("200 pairs, 4x4" in p for p in row["protocols"])
+
+
+def test_pool(plugin, tmp_path):
+    "With a pool, a method that looks at pictures never calls the teacher, one that looks inside does; the students are those that a live teacher makes."
+    from tiny_plugin import Tiny
+    from vemi_kit.compare import student_run
+    task, calls = Tiny(), []
+    nets = task.teacher(); pool = task.pool(40); answers = task.answers(nets["teacher"], pool, tmp_path)
+    nets["teacher"].register_forward_hook(lambda *_: calls.append(1))
+    spec = dict(settings={}, lr=1e-2, width=8, seed=0, steps=3)
+    weights = lambda run: torch.cat([p.flatten() for p in run.student.parameters()])
+    with_cache = weights(student_run(task, nets, dict(spec, formula="l1"), pool=(pool, answers))[0]); assert not calls
+    assert torch.allclose(with_cache, weights(student_run(task, nets, dict(spec, formula="l1"), pool=(pool, nets["teacher"]))[0]), atol=1e-6) and len(calls) > 2
+    calls.clear(); student_run(task, nets, dict(spec, formula="l1 + 0.1*crd"), pool=(pool, answers)); assert len(calls) > 2
+    kw = dict(methods="l1", widths=[8], seeds=1, steps=2, device="cpu", progress=False)
+    fresh, = compare(tmp_path, "tiny", **kw); pooled, = compare(tmp_path, "tiny", pool=40, **kw)
+    assert fresh["key"] != pooled["key"] and pooled["pool"] == 40 and fresh["figures"] != pooled["figures"]
+    for bad in (-1, 3):
+        with pytest.raises(ValueError, match="at least a batch of"): compare(tmp_path, "tiny", pool=bad, **kw)
 
 
 def test_statistics_against_scipy():

@@ -78,3 +78,17 @@ def test_positive_samples_may_be_the_ground_truth_and_shapes_are_checked():
     assert all(x["vem/drift"] > 0 for x in r[History].rows)
     with pytest.raises(ValueError, match="equal shapes"):
         distill(teacher, student, Batches((x, y[:, :1]), 4, 0), Objective("vem", vem=dict(preset="tilted", positive="target")), n_steps=2, device="cpu", progress=False, value_range=None)
+
+
+def test_a_batch_of_one_is_held_back_too():
+    "With a single chain a step the trust region still acts: weights move less the smaller it is, and nothing becomes NaN."
+    from vemi_kit.vem import VEM
+    from vemi_kit.data import digits
+    t = digits(16)[0][:1]; s = resize(resize(t, 6), 16)
+    def moved(trust):
+        vem = VEM.like(t, s, preset="tilted", every=1, trust=trust); before = vem.energy.tilt.weights.detach().clone()
+        for _ in range(5): vem.tighten(t, s)
+        assert torch.isfinite(vem.loss(t, s))
+        return (vem.energy.tilt.weights - before).abs().max().item(), vem.trainer.shortened
+    (held, n), (free, none) = moved(1e-3), moved(1e9)
+    assert n == 5 and none == 0 and held < .2*free

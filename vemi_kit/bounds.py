@@ -8,13 +8,12 @@ __all__ = ['CRITICS', 'METHODS', 'Estimate', 'mi_lower_bound', 'gaussian_bound',
            'format_mi_table', 'table_summary', 'conditional_bound', 'certify_pairs', 'certified_conditional']
 
 # %% ../nbs/04_bounds.ipynb #57a2dc1c
-import copy, json, math, time
+import copy, math, time
 from dataclasses import dataclass
-from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
-from .core import generator, fork, check_finite, seeded
+from .core import Ledger, generator, fork, check_finite, seeded
 from .tasks import Task, TASKS, field_task
 from .tilted import GaussianBase, Margins, TiltedModel, AnnealPath, anneal_path, annealed_weights, fit_tilted
 
@@ -268,16 +267,13 @@ def mi_table(
     progress:bool=True, # show a bar
 ) -> list: # all records of the file
     "Run what is missing and return everything."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     unknown = sorted(set(tasks or ()) - TASKS.keys())
     if unknown: raise ValueError(f"mi_table: no task {unknown}; there are {list(TASKS)}")
-    rows = [json.loads(l) for l in path.read_text().splitlines()] if path.exists() else []
-    done = {(r["task"], r["seed"]) for r in rows}
-    todo = [(n, k) for k in range(seeds) for n in (tasks or TASKS) if (n, k) not in done]
-    for name,seed in tqdm(todo, "tasks", disable=not progress):
-        rows.append(mi_run(TASKS[name], seed))
-        with path.open("a") as f: f.write(json.dumps(rows[-1]) + "\n")
-    return rows
+    with Ledger(path) as ledger:
+        done = {(r["task"], r["seed"]) for r in ledger.rows}
+        todo = [(n, k) for k in range(seeds) for n in (tasks or TASKS) if (n, k) not in done]
+        for name,seed in tqdm(todo, "tasks", disable=not progress): ledger.add(mi_run(TASKS[name], seed))
+    return ledger.rows
 
 def format_mi_table(
     rows:list, # of `mi_table`

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MEASURES', 'KINDS', 'Averaged', 'Clock', 'EyeFeatures', 'Jury', 'CompareTask', 'Digits16', 'Faces32', 'half_photos',
            'sobel_edges', 'learn_truth', 'Photos2x', 'Edges64', 'Config', 'read_configs', 'run_key', 'student_run',
-           'vital_signs', 'compare_run', 'read_rows', 'Ledger', 'is_done', 'run_all', 'check_run', 'find_tasks',
-           'compare', 'read_tuned', 'tuned_for', 'labelled', 'grouped', 'compare_table', 't_quantile', 'Paired',
-           'paired', 'verdict', 'verdict_table', 'pareto', 'rank_correlation', 'scatter', 'grid_points', 'tune', 'Same',
-           'Unpaired', 'Both', 'warm_up', 'unconditional', 'stylegan2', 'paired_kind', 'unpaired_kind', 'restoration',
-           'combination_run', 'combinations', 'combination_table', 'write_report', 'sign_table', 'vemi_compare']
+           'vital_signs', 'compare_run', 'is_done', 'run_all', 'check_run', 'find_tasks', 'compare', 'read_tuned',
+           'tuned_for', 'labelled', 'grouped', 'compare_table', 't_quantile', 'Paired', 'paired', 'verdict',
+           'verdict_table', 'pareto', 'rank_correlation', 'scatter', 'grid_points', 'tune', 'Same', 'Unpaired', 'Both',
+           'warm_up', 'unconditional', 'stylegan2', 'paired_kind', 'unpaired_kind', 'restoration', 'combination_run',
+           'combinations', 'combination_table', 'write_report', 'sign_table', 'vemi_compare']
 
 # %% ../nbs/82_compare.ipynb #8d957b1b
 import argparse, copy, hashlib, importlib, itertools, json, math, multiprocessing, os, platform, signal, statistics, sys, threading, time
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from .core import default_device, frozen, generator, load_nets, save_nets, set_seed, whole_file, write_text
+from .core import Ledger, default_device, frozen, generator, load_nets, read_rows, save_nets, set_seed, whole_file, write_text
 from .data import PHOTOS, Batches, Latents, digits, faces, photo, resize
 from .bounds import certified_conditional
 from .costs import _threads, count_macs, count_params, latency
@@ -394,46 +394,6 @@ def compare_run(
     return dict(spec, steps_done=run.step, seconds_used=clock.used, wall=clock.wall, figures=figures, last=last, signs=vital_signs(run[History].rows), notes=run.objective.notes(),
                 params=count_params(averaged.net), macs=count_macs(averaged.net, sample), latency_ms=ms.ms, latency_iqr_ms=ms.iqr_ms, judged_in=time.perf_counter()-begin,
                 floor=jury.floor, protocols=jury.protocols, machine=f"{platform.machine()}, {ms.device}, torch {torch.__version__}")
-
-# %% ../nbs/82_compare.ipynb #911e3e7f
-def _parse(path):
-    "Rows of a file of JSON lines and the length in bytes of its whole lines."
-    data = Path(path).read_bytes() if Path(path).exists() else b""
-    whole = data[:data.rfind(b"\n")+1]
-    rows = []
-    for i,line in enumerate(whole.splitlines(), 1):
-        try: rows.append(json.loads(line))
-        except ValueError as e: raise ValueError(f"{path}: line {i} is no JSON ({e}); remove that line, and its run is repeated") from None
-    return rows, len(whole), len(data)
-
-def read_rows(
-    path, # file of JSON lines
-) -> list:
-    "The whole lines of a file; `FileNotFoundError` without it, `ValueError` for one that is no JSON."
-    if not Path(path).exists(): raise FileNotFoundError(f"no runs at {str(path)!r}")
-    return _parse(path)[0]
-
-class Ledger:
-    "A file of JSON lines that one process at a time may add to: `with Ledger(path) as l: l.rows; l.add(row)`. `RuntimeError` if another process has it open."
-    def __init__(self, path): self.path = Path(path)
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("ab")
-        try:
-            import fcntl
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError: pass                                                 # a system without such locks
-        except OSError as e: self.file.close(); raise RuntimeError(f"another process is writing to {str(self.path)!r}; wait for it, or choose another folder") from e
-        try: self.rows, whole, size = _parse(self.path)
-        except ValueError: self.file.close(); raise
-        if size > whole:
-            print(f"{self.path}: the last line was cut off; that run is repeated", file=sys.stderr)
-            os.truncate(self.path, whole)
-        return self
-    def __exit__(self, *args): self.file.close()
-    def add(self, row:dict):
-        self.file.write((json.dumps(row, allow_nan=False) + "\n").encode()); self.file.flush(); os.fsync(self.file.fileno())
-        self.rows.append(row)
 
 # %% ../nbs/82_compare.ipynb #f9971fee
 def _attempt(work, spec):

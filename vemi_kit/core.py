@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'seeded', 'default_device', 'check_images', 'check_finite', 'require', 'weights_path',
            'whole_file', 'write_text', 'save_nets', 'read_config', 'read_state', 'refuse', 'load_state', 'load_nets',
-           'frozen', 'process_index', 'sync_buffers', 'sync_grads', 'image_grid', 'show_images', 'explore']
+           'read_rows', 'Ledger', 'frozen', 'process_index', 'sync_buffers', 'sync_grads', 'image_grid', 'show_images',
+           'explore']
 
 # %% ../nbs/00_core.ipynb #bc8f229e
-import functools, importlib, json, os, random
+import functools, importlib, json, os, random, sys
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
@@ -211,6 +212,46 @@ def load_nets(
     with safe_open(path, "pt") as f: state = {k: f.get_tensor(k) for k in f.keys()}
     for name,net in nets.items():
         load_state(net, {k.removeprefix(f"{name}."): v for k,v in state.items() if k.startswith(f"{name}.")}, f"{path}, network {name!r}:")
+
+# %% ../nbs/00_core.ipynb #911e3e7f
+def _parse(path):
+    "Rows of a file of JSON lines and the length in bytes of its whole lines."
+    data = Path(path).read_bytes() if Path(path).exists() else b""
+    whole = data[:data.rfind(b"\n")+1]
+    rows = []
+    for i,line in enumerate(whole.splitlines(), 1):
+        try: rows.append(json.loads(line))
+        except ValueError as e: raise ValueError(f"{path}: line {i} is no JSON ({e}); remove that line, and its run is repeated") from None
+    return rows, len(whole), len(data)
+
+def read_rows(
+    path, # file of JSON lines
+) -> list:
+    "The whole lines of a file; `FileNotFoundError` without it, `ValueError` for one that is no JSON."
+    if not Path(path).exists(): raise FileNotFoundError(f"no runs at {str(path)!r}")
+    return _parse(path)[0]
+
+class Ledger:
+    "A file of JSON lines that one process at a time may add to: `with Ledger(path) as l: l.rows; l.add(row)`. `RuntimeError` if another process has it open."
+    def __init__(self, path): self.path = Path(path)
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("ab")
+        try:
+            import fcntl
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError: pass                                                 # a system without such locks
+        except OSError as e: self.file.close(); raise RuntimeError(f"another process is writing to {str(self.path)!r}; wait for it, or choose another folder") from e
+        try: self.rows, whole, size = _parse(self.path)
+        except ValueError: self.file.close(); raise
+        if size > whole:
+            print(f"{self.path}: the last line was cut off; that run is repeated", file=sys.stderr)
+            os.truncate(self.path, whole)
+        return self
+    def __exit__(self, *args): self.file.close()
+    def add(self, row:dict):
+        self.file.write((json.dumps(row) + "\n").encode()); self.file.flush(); os.fsync(self.file.fileno())
+        self.rows.append(row)
 
 # %% ../nbs/00_core.ipynb #b607dc2a
 @contextmanager

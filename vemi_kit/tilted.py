@@ -536,7 +536,7 @@ class TiltTrainer:
         old = [p.detach().clone() for p in tilt.parameters()]
         self.opt.zero_grad(); gap.backward(); sync_grads(tilt.parameters()); self.opt.step(); self.opt.zero_grad()
         with torch.no_grad():
-            moved = (tilt(u_hat, c)-f_hat).std().item()
+            d = tilt(u_hat, c) - f_hat; moved = d.std().item() if len(d) > 1 else d.abs().item()         # of a single chain, a constant counts as well
             if moved > self.trust:
                 self.shortened += 1
                 for p,o in zip(tilt.parameters(), old): p.lerp_(o, 1-self.trust/moved)
