@@ -709,7 +709,7 @@ def verdict_table(
 def _colours(rows):
     "A colour for each label, the same in all pictures."
     names = list(dict.fromkeys(r["label"] for r in rows))
-    return {n: f"C{i}" if len(names) <= 10 else tuple(_map("turbo", i/len(names))) for i,n in enumerate(names)}
+    return {n: f"C{i}" if len(names) <= 10 else tuple(_map("tab20", i) if len(names) <= 20 else _map("turbo", i/len(names))) for i,n in enumerate(names)}
 
 def _map(name, x):
     import matplotlib
@@ -765,17 +765,20 @@ def scatter(
     rows = [r for r in labelled(rows) if "error" not in r and measure in r[which] and information in r[which]]
     if not rows: raise ValueError(f"scatter: no finished run has both {measure!r} and {information!r}")
     tasks, colour = list(dict.fromkeys(r["task"] for r in rows)), _colours(rows)
-    fig, axes = _panels(1, len(tasks))
-    for ax,task in zip(axes[0], tasks):
+    cols = min(2, len(tasks)); fig, axes = _panels(-(-len(tasks)//cols), cols, h=2.8); labels = {}
+    for ax in axes.flat[len(tasks):]: ax.remove()
+    for ax,task in zip(axes.flat, tasks):
         mine = [r for r in rows if r["task"] == task]
         x, y = ([r[which][k] for r in mine] for k in (information, measure))
+        widths = sorted({r["width"] for r in mine})
         for n,c in colour.items():
-            for j,w in enumerate(sorted({r["width"] for r in mine})):
+            for j,w in enumerate(widths):
                 p = [(a, b) for r,a,b in zip(mine, x, y) if r["label"] == n and r["width"] == w]
-                if p: ax.scatter(*zip(*p), s=16, color=c, marker="os^Dv"[j % 5], label=f"{n}, width {w}")
+                if p: labels[n if len(widths) == 1 else f"{n}, width {w}"] = ax.scatter(*zip(*p), s=16, color=c, marker="os^Dv"[j % 5])
         rho = f"{rank_correlation(x, y):.2f}" if len(mine) > 2 else "needs three runs"
         ax.set(xlabel=MEASURES[information][0].replace("\\|","|"), ylabel=MEASURES[measure][0].replace("\\|","|"), title=f"{task}: {len(mine)} runs, rank correlation {rho}")
-        ax.title.set_fontsize(9); ax.legend(fontsize=5)
+        ax.title.set_fontsize(9)
+    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=7)
     return fig
 
 # %% ../nbs/82_compare.ipynb #67febf80
