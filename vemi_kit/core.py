@@ -232,7 +232,7 @@ def read_rows(
     return _parse(path)[0]
 
 class Ledger:
-    "A file of JSON lines that one process at a time may add to: `with Ledger(path) as l: l.rows; l.add(row)`. `RuntimeError` if another process has it open."
+    "A file of JSON lines that one process at a time may add to: `with Ledger(path) as l: l.rows; l.add(row)`. `RuntimeError` if another process has it open, on systems that lock files."
     def __init__(self, path): self.path = Path(path)
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
