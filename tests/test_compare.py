@@ -165,7 +165,7 @@ def test_pool(plugin, tmp_path):
     from tiny_plugin import Tiny
     from vemi_kit.compare import student_run
     task, calls = Tiny(), []
-    nets = task.teacher(); pool = task.pool(40); answers = task.answers(nets["teacher"], pool, tmp_path)
+    nets = task.teacher(); pool, answers = task.answers(nets["teacher"], 40, tmp_path)
     nets["teacher"].register_forward_hook(lambda *_: calls.append(1))
     spec = dict(settings={}, lr=1e-2, width=8, seed=0, steps=3)
     weights = lambda run: torch.cat([p.flatten() for p in run.student.parameters()])

@@ -153,10 +153,10 @@ class CompareTask:
         data = self.data(self.held_seed+2)
         parts = [data.batch(i) for i in range(-(-n//self.batch_size))]
         return torch.cat(parts)[:n] if torch.is_tensor(parts[0]) else tuple(torch.cat(p)[:n] for p in zip(*parts))
-    def answers(self, teacher, pool, folder):
-        "The teacher's pictures for a pool, kept as a file beside the teachers."
-        x = pool if torch.is_tensor(pool) else pool[0]
-        return TeacherCache(teacher, x, Path(folder)/f"{self.name}_{self.teacher_steps}_pool_{len(x)}.safetensors")
+    def answers(self, teacher, n, folder) -> tuple:
+        "A pool of `n` inputs, and the teacher's pictures for them: a `TeacherCache`, kept as a file beside the teachers."
+        pool = self.pool(n)
+        return pool, TeacherCache(teacher, pool if torch.is_tensor(pool) else pool[0], Path(folder)/f"{self.name}_{self.teacher_steps}_pool_{n}.safetensors")
     def real(self) -> tuple:
         "Real pictures, and what they are."
         raise TypeError(f"{type(self).__name__} must define real()")
@@ -377,8 +377,8 @@ def vital_signs(
 @lru_cache(8)
 def _stage(cls, folder, device, certified, n_pool):
     "Teacher, jury and pool of a task, made once in each process."
-    task = cls(); nets = task.teacher(folder, device); pool = task.pool(n_pool) if n_pool else None
-    return task, nets, Jury(task, nets["teacher"], certified), None if pool is None else (pool, task.answers(nets["teacher"], pool, folder))
+    task = cls(); nets = task.teacher(folder, device)
+    return task, nets, Jury(task, nets["teacher"], certified), task.answers(nets["teacher"], n_pool, folder) if n_pool else None
 
 def compare_run(
     cls, # class of the task
@@ -522,7 +522,7 @@ def compare(
     for s in {json.dumps([s["task"], s["formula"], s["settings"], s["width"]], sort_keys=True): s for s in specs}.values(): check_run(CompareTask.registry[s["task"]](), s)
     for cls in classes:
         task = cls(); net = task.teacher(out/"teachers", device)["teacher"]; teacher = weights_hash(net)
-        if pool: task.answers(net, task.pool(pool), out/"teachers")
+        if pool: task.answers(net, pool, out/"teachers")
         for s in specs:
             if s["task"] == cls.name: s["teacher"] = teacher
     for s in specs: s["key"] = run_key(s)
