@@ -14,7 +14,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 from .core import Ledger, generator, fork, check_finite, seeded
-from .tasks import Task, TASKS, field_task
+from .tasks import Task, TASKS
 from .tilted import GaussianBase, Margins, TiltedModel, AnnealPath, anneal_path, annealed_weights, fit_tilted
 
 # %% ../nbs/04_bounds.ipynb #22a758d5

@@ -8,9 +8,9 @@ __all__ = ['SHARES', 'PARTS', 'PlainLoop', 'KitLoop', 'BareConvolutions', 'inter
            'format_steps', 'plot_steps', 'bench_steps', 'vemi_bench_step']
 
 # %% ../nbs/83_steps.ipynb #233b34e9
-import argparse, copy, itertools, json, math, os, platform, statistics, sys, tempfile, time
+import argparse, copy, itertools, json, math, os, platform, statistics, sys, time
 from pathlib import Path
-import torch, torch.nn.functional as F
+import torch
 from torch import nn
 from .core import set_seed, default_device, frozen, generator, write_text
 from .data import Batches, digits, photo_crops, resize
@@ -271,11 +271,10 @@ def step_share(
     runs = {"l1": run(teacher), "l1 + vem": run(teacher, vem), "l1 + fast vem": run(teacher, fast), "l1 + fast vem, 3 longer": run(teacher, {**fast, **longer_steps(3)}),
             "cached teacher, l1": run(cached), "cached teacher, l1 + fast vem, 3 longer": run(cached, {**fast, **longer_steps(3)}),
             "tilted, training": run(teacher, {**tilted, "every": 1}), "tilted, between": run(teacher, {**tilted, "every": 10**9})}
-    times = interleaved(runs, rounds, torch.device(device))
+    times, every = interleaved(runs, rounds, torch.device(device)), PRESETS["tilted"]["every"]
+    times["l1 + tilted vem"] = [(x + (every-1)*y)/every for x,y in zip(times.pop("tilted, training"), times.pop("tilted, between"))]
     ms = {n: statistics.median(x)*1e3 for n,x in times.items()}
-    share, every = (lambda n, base: 1 - 1/ratio(times, n, base)["median"]), PRESETS["tilted"]["every"]
-    shares = {n: share(n, "cached teacher, l1" if n.startswith("cached") else "l1") for n in runs if "vem" in n}
-    ms["l1 + tilted vem"] = (ms.pop("tilted, training") + (every-1)*ms.pop("tilted, between"))/every; shares["l1 + tilted vem"] = 1 - ms["l1"]/ms["l1 + tilted vem"]
+    shares = {n: 1 - 1/ratio(times, n, "cached teacher, l1" if n.startswith("cached") else "l1")["median"] for n in times if "vem" in n}
     return dict(task=name, batch=batch, width=width, rounds=rounds, ms=ms, share=shares, cache_speedup=ratio(times, "l1", "cached teacher, l1"))
 
 # %% ../nbs/83_steps.ipynb #66b9a804

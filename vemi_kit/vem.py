@@ -94,14 +94,18 @@ def _pair(t, s):
 
 # %% ../nbs/05_vem.ipynb #896a978a
 @patch
+def _within_limit(self:VEM, e, advice, unit="", per=1):
+    "The energies; raises `DivergenceError` if one is not finite, or `per` so many numbers beyond `energy_limit`."
+    worst = e.detach().abs().max().item()/per
+    if not math.isfinite(worst): raise DivergenceError(f"VEM: an energy is not finite after {self.n_updates} updates. {advice}")
+    if worst > self.energy_limit: raise DivergenceError(f"VEM: |energy| = {worst:.3g}{unit} exceeds energy_limit = {self.energy_limit:g} after {self.n_updates} updates. {advice}")
+    return e
+
+@patch
 def _energies(self:VEM, t, t_hat, s):
     "Energies of real pairs and of chain ends, (b,) each, in one forward; raises `DivergenceError`."
     e = self.energy(torch.cat([t, t_hat]), torch.cat([s, s])).float()
-    advice = f"Lower step_size ({self.step_size:g}), lr ({self.lr:g}) or n_steps ({self.n_steps}), or raise l2 ({self.l2:g})."
-    worst = e.detach().abs().max().item()
-    if not math.isfinite(worst): raise DivergenceError(f"VEM: an energy is not finite after {self.n_updates} updates. {advice}")
-    if worst > self.energy_limit: raise DivergenceError(f"VEM: |energy| = {worst:.3g} exceeds energy_limit = {self.energy_limit:g} after {self.n_updates} updates. {advice}")
-    return e.chunk(2)
+    return self._within_limit(e, f"Lower step_size ({self.step_size:g}), lr ({self.lr:g}) or n_steps ({self.n_steps}), or raise l2 ({self.l2:g}).").chunk(2)
 
 # %% ../nbs/05_vem.ipynb #810536b3
 @patch
@@ -217,10 +221,7 @@ class TiltedVEM(VEM):
 
     def _energy(self, t, s):
         "Energies (b,), nats; raises `DivergenceError`."
-        e = self.energy(t, s).float()
-        worst = e.detach().abs().max().item()/t[0].numel()
-        if not worst <= self.energy_limit: raise DivergenceError(f"VEM: |energy| = {worst:.3g} nats a dimension exceeds energy_limit = {self.energy_limit:g} after {self.n_updates} updates. Lower lr ({self.lr:g}) or the student's learning rate.")
-        return e
+        return self._within_limit(self.energy(t, s).float(), f"Lower lr ({self.lr:g}) or the student's learning rate.", " nats a dimension", t[0].numel())
 
     def tighten(self,
         t:torch.Tensor, # teacher pictures (b, c, h, w), or the ground truth of a paired task
