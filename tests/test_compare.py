@@ -1,5 +1,5 @@
 "The comparison in real processes: killed, interrupted, with runs that diverge and processes that die; the four tasks in small."
-import json, math, os, signal, subprocess, sys, time
+import json, math, os, signal, subprocess, sys
 import pytest, torch
 from vemi_kit.compare import (CompareTask, Edges64, Faces32, Photos2x, compare, compare_run, rank_correlation, t_quantile, vemi_compare)
 from vemi_kit.core import Ledger, read_rows
@@ -39,13 +39,6 @@ def start(plugin, out, *args):
     return subprocess.Popen([*COMMAND, "--plugin", "tiny_plugin", "--tasks", "tiny", "--device", "cpu", "--out", str(out), *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, seconds=900):
-    end = time.time()+seconds
-    while not condition():
-        assert time.time() < end, "waited in vain"
-        time.sleep(.05)
-
-
 def lines(path): return read_rows(path) if path.exists() else []
 
 
@@ -54,7 +47,7 @@ def alive(pid):
     except FileNotFoundError: return False
 
 
-def test_killed_and_resumed(plugin, tmp_path):
+def test_killed_and_resumed(plugin, tmp_path, wait_for):
     "kill -9 in mid-run: whole lines stay, workers end, a process that died is a line, and what follows is what would have come anyway."
     kw, path = dict(methods="l1,l1+crash", widths=[8], seeds=3, plugins=["tiny_plugin"], device="cpu", progress=False), tmp_path/"runs.jsonl"
     p = start(plugin, tmp_path, "--methods", "l1,l1+crash", "--widths", "8", "--seeds", "3", "--steps", "30", "--jobs", "2")
@@ -64,7 +57,7 @@ def test_killed_and_resumed(plugin, tmp_path):
     finally: p.kill(); p.wait()                                                       # SIGKILL
     pids = [int(f.name.split("_")[1]) for f in plugin.glob("worker_*")]
     assert len(pids) >= 2
-    wait_for(lambda: not any(map(alive, pids)), 60)
+    wait_for(lambda: not any(map(alive, pids)), seconds=60)
     before = read_rows(path)
     died = [r for r in before if "error" in r]
     assert died and all("its process died (exit code 3)" in r["error"] and not r["diverged"] and r["formula"] == "l1 + crash" for r in died)
@@ -80,7 +73,7 @@ def test_killed_and_resumed(plugin, tmp_path):
     assert [r["figures"] for r in again] == [r["figures"] for r in rows]          # a worker's run is the one of this process
 
 
-def test_interrupted(plugin, tmp_path):
+def test_interrupted(plugin, tmp_path, wait_for):
     p = start(plugin, tmp_path, "--methods", "l1", "--widths", "8", "--seeds", "50", "--steps", "20")
     try: wait_for(lambda: lines(tmp_path/"runs.jsonl") or p.poll() is not None)
     except AssertionError: p.kill(); raise

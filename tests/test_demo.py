@@ -1,5 +1,5 @@
 "The console command in real processes: a whole small demo, and one that is interrupted."
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys
 import pytest
 from PIL import Image
 
@@ -30,14 +30,12 @@ def test_installed_command_and_its_report(tmp_path):
     assert {"vem/energy_pos", "vem/gap", "vem/drift", "vem/share"} <= set(vem["history"][0]) and "nats" in vem["held_out"][0]
 
 
-def test_ctrl_c_leaves_a_valid_partial_report(tmp_path):
+def test_ctrl_c_leaves_a_valid_partial_report(tmp_path, wait_for):
     p = subprocess.Popen([*COMMAND, "--seeds", "50", "--steps", "8", "--methods", "l1", "--out", "rep", "--device", "cpu"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    report, deadline = tmp_path/"rep/report.json", time.time() + 240
-    while not (report.exists() and len(json.loads(report.read_text())["runs"]) >= 2):
-        assert p.poll() is None and time.time() < deadline
-        time.sleep(.2)
+    report = tmp_path/"rep/report.json"
+    wait_for(lambda: report.exists() and len(json.loads(report.read_text())["runs"]) >= 2, p)
     p.send_signal(signal.SIGINT)
-    said, _ = p.communicate(timeout=120)
+    said, _ = p.communicate(timeout=600)
     assert p.returncode == 130 and "Interrupted" in said
     n = len(json.loads(report.read_text())["runs"])
     assert 2 <= n < 50
@@ -49,7 +47,7 @@ def test_ctrl_c_before_the_first_run_says_so(tmp_path):
     for line in iter(lambda: p.stderr.read(40), ""):
         if "training the GAN" in line: break
     p.send_signal(signal.SIGINT)
-    said, _ = p.communicate(timeout=120)
+    said, _ = p.communicate(timeout=600)
     assert p.returncode == 130 and "there is no report" in said and not (tmp_path/"rep/report.json").exists()
 
 
@@ -63,6 +61,6 @@ def test_retrained_teacher(tmp_path):
 
 @pytest.mark.parametrize("args, message", [(["--methods", "l1+nothing"], "no method 'nothing'"), (["--seeds", "0"], "at least 1 seed"), (["--device", "warp"], "warp")])
 def test_bad_arguments_stop_before_training(tmp_path, args, message):
-    p = subprocess.run([*COMMAND, *args], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    p = subprocess.run([*COMMAND, *args], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert p.returncode == 1 and message in p.stderr and "Traceback" not in p.stderr
     assert not list(tmp_path.iterdir())

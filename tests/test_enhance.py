@@ -1,5 +1,5 @@
 "The console command vemi_enhance in real processes: folders with everything in them, interruptions, a whole small training."
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys
 import numpy as np, pytest, torch
 from PIL import Image
 from vemi_kit.core import set_seed
@@ -70,15 +70,13 @@ def test_folder_of_all_kinds_one_bad_file_and_again(tmp_path, student, here):
 
 
 @pytest.mark.parametrize("sig, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_interrupted_apply_goes_on(tmp_path, student, here, sig, code):
+def test_interrupted_apply_goes_on(tmp_path, student, here, wait_for, sig, code):
     "Whatever stops it, no half file stands under a good name, and the same command finishes the rest."
     pictures(tmp_path/"in", 40, 120, 160)
     p = subprocess.Popen([*COMMAND, "apply", student, "in", "--out", "out", "--device", "cpu"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
-    out, deadline = tmp_path/"out", time.time() + 120
-    while len(list(out.glob("*.png"))) < 3:
-        assert p.poll() is None and time.time() < deadline
-        time.sleep(.01)
-    p.send_signal(sig); _, err = p.communicate(timeout=60)
+    out = tmp_path/"out"
+    wait_for(lambda: len(list(out.glob("*.png"))) >= 3, p)
+    p.send_signal(sig); _, err = p.communicate(timeout=600)
     assert p.returncode == code and ("Interrupted" in err) == (sig == signal.SIGINT)
     done = {f: f.stat().st_mtime_ns for f in out.glob("*.png")}
     assert 3 <= len(done) < 40
@@ -94,16 +92,14 @@ def test_interrupted_apply_goes_on(tmp_path, student, here, sig, code):
 ARGS = ["train", "in", "--out", "rep", "--teacher-width", "4", "--teacher-depth", "1", "--teacher-steps", "30", "--steps", "70", "--width", "2", "--crop", "8", "--batch-size", "2", "--methods", "l1+truth+vem"]
 
 
-def test_training_interrupted_resumed_and_applied(tmp_path, here):
+def test_training_interrupted_resumed_and_applied(tmp_path, here, wait_for):
     pictures(tmp_path/"in", 6)
     whole = here(*["whole" if a == "rep" else a for a in ARGS])
     assert whole.returncode == 0, whole.stderr
     p = subprocess.Popen([*COMMAND, *ARGS, "--device", "cpu", "--threads", "1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
-    history, deadline = tmp_path/"rep/student/history.jsonl", time.time() + 120
-    while not (history.exists() and history.read_text().count("\n") >= 2):
-        assert p.poll() is None and time.time() < deadline
-        time.sleep(.01)
-    p.send_signal(signal.SIGINT); _, err = p.communicate(timeout=60)
+    history = tmp_path/"rep/student/history.jsonl"
+    wait_for(lambda: history.exists() and history.read_text().count("\n") >= 2, p)
+    p.send_signal(signal.SIGINT); _, err = p.communicate(timeout=600)
     assert p.returncode == 130 and "--resume" in err and not (tmp_path/"rep/student.safetensors").exists()
     r = here(*ARGS); assert r.returncode == 1 and "--resume" in r.stderr
     r = here(*ARGS, "--resume", "--steps", "401"); assert r.returncode == 1 and "other settings" in r.stderr

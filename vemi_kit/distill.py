@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'Progress', 'History', 'Pictures', 'Checkpoint', 'Distiller', 'distill', 'TeacherCache']
 
 # %% ../nbs/40_distill.ipynb #11b9a8d6
-import copy, hashlib, itertools, json, math, os, signal, threading, warnings
+import atexit, copy, hashlib, itertools, json, math, os, signal, threading, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -136,12 +136,19 @@ def _calm_interrupt(run):
     try: yield
     finally: signal.signal(signal.SIGINT, old)
 
+def _part():
+    "Close the connections between processes while the interpreter still lives: one of their threads that outlives it aborts the process."
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+
 def _accelerator(device, mixed_precision):
     "An Accelerator for this device; its process-wide state is renewed if an earlier run asked for something else."
     device = default_device(device)
     if device.index: raise ValueError(f"Distiller: got device={str(device)!r}; choose among several GPUs with the environment variable CUDA_VISIBLE_DEVICES")
     if int(os.environ.get("WORLD_SIZE", 1)) == 1: AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed_precision)
+    ours = not torch.distributed.is_initialized()                    # a group that the caller made is the caller's to close
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed_precision)
+    if ours and torch.distributed.is_initialized(): atexit.register(_part)
+    return accelerator
 
 class _StudentKnobs:
     "What a `Plan` sets under 'student': `lr`. Groups with an `lr_scale` follow in proportion."

@@ -1,0 +1,15 @@
+"What tests of several files share."
+import time
+import pytest
+
+
+@pytest.fixture
+def wait_for():
+    def wait(condition, process=None, seconds=900):
+        "Wait until the condition holds; a process, if given, has to live until then."
+        end = time.time() + seconds
+        while not condition():
+            assert process is None or process.poll() is None, process.communicate()
+            assert time.time() < end, "waited in vain"
+            time.sleep(.01)
+    return wait
