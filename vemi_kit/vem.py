@@ -66,16 +66,19 @@ class VEM(nn.Module):
         t:torch.Tensor, # a batch of teacher pictures (b, c, h, w)
         s:torch.Tensor, # the student's, (b, c', h, w)
         width:int=8, # of the energy network
-        fast:bool=False, # the same energy and the same law of the chain in fewer operations, see `EnergyNet` and `langevin_seen`
-        precision:str="float32", # of the energy's convolutions, see `EnergyNet`
+        fast:bool=False, # preset "paper" only: the same energy and the same law of the chain in fewer operations, see `EnergyNet` and `langevin_seen`
+        precision:str="float32", # preset "paper" only: of the energy's convolutions, see `EnergyNet`
         seed:int=0, # of its initialisation and of the chain's noise
         preset:str="paper", # "paper" or "tilted"
+        experts:dict|None=None, # arguments of `Experts`, the tilted preset's energy: n_groups, n_filters, size, ...
         **kw, # as for `VEM`
     ):
         "A VEM whose energy fits these pictures, on their device. Its initialisation does not touch the global generator."
         _check_pair(t, s)
         tilted = preset == "tilted"
-        with seeded(seed): energy = TiltedModel(LocalBase(t.shape[1], 2*width), Experts(t.shape[1])) if tilted else EnergyNet(tuple(t.shape[2:]), t.shape[1], s.shape[1], width=width, fast=fast, precision=precision)
+        if experts and not tilted: raise ValueError(f"VEM: experts={experts} belong to preset='tilted', got preset={preset!r}")
+        if tilted and (fast or precision != "float32"): raise ValueError(f"VEM: fast={fast} and precision={precision!r} belong to preset='paper'; the tilted energy has neither")
+        with seeded(seed): energy = TiltedModel(LocalBase(t.shape[1], 2*width), Experts(t.shape[1], **(experts or {}))) if tilted else EnergyNet(tuple(t.shape[2:]), t.shape[1], s.shape[1], width=width, fast=fast, precision=precision)
         return (TiltedVEM if tilted else cls)(energy.to(t.device), preset, seed=seed, **kw)
 
 # %% ../nbs/05_vem.ipynb #46a3bb62
