@@ -7,9 +7,9 @@ __all__ = ['MEASURES', 'KINDS', 'Averaged', 'Clock', 'EyeFeatures', 'Jury', 'Com
            'sobel_edges', 'learn_truth', 'Photos2x', 'Edges64', 'Config', 'read_configs', 'run_key', 'student_run',
            'vital_signs', 'compare_run', 'is_done', 'run_all', 'check_run', 'find_tasks', 'compare', 'read_tuned',
            'tuned_for', 'labelled', 'grouped', 'compare_table', 't_quantile', 'Paired', 'paired', 'verdict',
-           'verdict_table', 'pareto', 'rank_correlation', 'scatter', 'grid_points', 'tune', 'Same', 'Unpaired', 'Both',
-           'warm_up', 'unconditional', 'stylegan2', 'paired_kind', 'unpaired_kind', 'restoration', 'combination_run',
-           'combinations', 'combination_table', 'write_report', 'sign_table', 'vemi_compare']
+           'verdict_table', 'draw_verdict', 'pareto', 'rank_correlation', 'scatter', 'grid_points', 'tune', 'Same',
+           'Unpaired', 'Both', 'warm_up', 'unconditional', 'stylegan2', 'paired_kind', 'unpaired_kind', 'restoration',
+           'combination_run', 'combinations', 'combination_table', 'write_report', 'sign_table', 'vemi_compare']
 
 # %% ../nbs/82_compare.ipynb #8d957b1b
 import argparse, copy, hashlib, importlib, itertools, json, math, multiprocessing, os, platform, signal, statistics, sys, threading, time
@@ -705,19 +705,46 @@ def verdict_table(
         rows.append(f"| {v['task']} | {v['width']} | {v['steps']} | {v['budget']} | {name} | {v['best_with']}: {v['mean_with']:.{n}f} ({v['candidates'][0]}) | {v['best_without']}: {v['mean_without']:.{n}f} ({v['candidates'][1]}) | {v['gain']:+.{n}f} {interval} | {v['relative']:+.1%} | {v['seeds']} |")
     return "\n".join(rows)
 
-# %% ../nbs/82_compare.ipynb #369d530c
-def _colours(rows):
-    "A colour for each label, the same in all pictures."
-    names = list(dict.fromkeys(r["label"] for r in rows))
-    return {n: f"C{i}" if len(names) <= 10 else tuple(_map("tab20", i) if len(names) <= 20 else _map("turbo", i/len(names))) for i,n in enumerate(names)}
-
-def _map(name, x):
-    import matplotlib
-    return matplotlib.colormaps[name](x)
-
-def _panels(n_rows, n_cols, w=4.2, h=3.2):
+# %% ../nbs/82_compare.ipynb #dbc56d4a
+def _panels(n_rows, n_cols, w=4.2, h=3.2, **kw):
     import matplotlib.pyplot as plt
-    return plt.subplots(n_rows, n_cols, figsize=(w*n_cols, h*n_rows), layout="constrained", squeeze=False)
+    return plt.subplots(n_rows, n_cols, figsize=(w*n_cols, h*n_rows), layout="constrained", squeeze=False, **kw)
+
+def _heading(measure): return MEASURES[measure][0].replace("\\|", "|")         # outside a table a bar needs no escape
+
+def draw_verdict(
+    found:list, # of `verdict`
+    goals:dict|None=None, # {measure: gain that was hoped for}, drawn as a dotted line
+):
+    "Gains with their intervals, a panel a measure: distances in per cent of the best without the term (cut off at 100), others in their own units; returns the figure."
+    if not found: raise ValueError("draw_verdict: no task has finished runs both with and without the term")
+    name = lambda v: f"{v['task']}, width {v['width']}, " + (f"{v['steps']} steps" if v["budget"] == "steps" else f"time of {v['budget'].removeprefix('seconds of ')}")
+    measures, names = (list(dict.fromkeys(f(v) for v in found)) for f in (lambda v: v["measure"], name))
+    fig, axes = _panels(1, len(measures), 3.4+2.2/len(measures), 1+.28*len(names), sharey=True)
+    for ax,m in zip(axes[0], measures):
+        percent = MEASURES[m][1] < 0
+        for v in found:
+            if v["measure"] != m: continue
+            y, unit = names.index(name(v)), 100/abs(v["mean_without"]) if percent else 1.
+            gain, low, high = (unit*v[k] for k in ("gain","low","high"))
+            colour = "C2" if low > 0 else "C3" if high < 0 else "0.5"
+            out = percent and gain < -100
+            ax.plot([low, high], [y, y], color=colour, lw=1.5)
+            ax.plot(-97 if out else gain, y, "<" if out else "o", color=colour, ms=5)
+            if out: ax.annotate(f" {gain:.0f}", (-95, y), fontsize=7, va="bottom")
+        ax.axvline(0, color="k", lw=.8)
+        if m in (goals or {}): ax.axvline(goals[m]*(100 if percent else 1), color="C2", ls=":", lw=1)
+        if percent: ax.set_xlim(max(ax.get_xlim()[0], -100), min(ax.get_xlim()[1], 100))
+        ax.set(yticks=range(len(names)), yticklabels=names, title=_heading(m), xlabel="gain, % of the best without" if percent else "gain"); ax.tick_params(labelsize=8)
+    axes[0,0].invert_yaxis()
+    return fig
+
+# %% ../nbs/82_compare.ipynb #369d530c
+def _looks(rows):
+    "(edge, face) colours for each label, the same in all pictures: ten filled marks, ten hollow ones; beyond, a colour map."
+    import matplotlib
+    names = list(dict.fromkeys(r["label"] for r in rows)); turbo = matplotlib.colormaps["turbo"]
+    return {n: (f"C{i%10}", f"C{i}" if i < 10 else "none") if len(names) <= 20 else (turbo(i/len(names)),)*2 for i,n in enumerate(names)}
 
 def pareto(
     rows:list, # lines
@@ -727,7 +754,7 @@ def pareto(
     "Quality against MACs and against measured latency, a row of panels a task, a colour a method; returns the figure."
     rows = [r for r in labelled(rows) if "error" not in r and measure in r[which]]
     if not rows: raise ValueError(f"pareto: no finished run has {measure!r}")
-    tasks, colour = list(dict.fromkeys(r["task"] for r in rows)), _colours(rows)
+    tasks, looks = list(dict.fromkeys(r["task"] for r in rows)), _looks(rows)
     fig, axes = _panels(len(tasks), 2)
     for axs,task in zip(axes, tasks):
         for ax,key,name in zip(axs, ("macs","latency_ms"), ("MACs a sample","ms a sample, batch 1, one thread")):
@@ -741,8 +768,8 @@ def pareto(
             ticks = sorted({p[0] for ps in points.values() for p in ps}); wide = max(math.log(ticks[-1]/ticks[0]), .1)
             for k,(n,p) in enumerate(points.items()):
                 x, y, e = zip(*sorted(p)); nudge = math.exp(.03*wide*(k-(len(points)-1)/2)/max(1, len(points)/4))      # beside each other, not over each other
-                ax.errorbar([v*nudge for v in x], y, yerr=e, marker="o", ms=4, lw=.8, capsize=2, color=colour[n], label=n)
-            ax.set(xscale="log", xlabel=name, ylabel=MEASURES[measure][0].replace("\\|","|") + (" (less is better)" if MEASURES[measure][1] < 0 else ""), title=task)
+                ax.errorbar([v*nudge for v in x], y, yerr=e, marker="o", ms=4, lw=.8, capsize=2, color=looks[n][0], mfc=looks[n][1], label=n)
+            ax.set(xscale="log", xlabel=name, ylabel=_heading(measure) + (" (less is better)" if MEASURES[measure][1] < 0 else ""), title=task)
             ax.minorticks_off(); ax.set_xticks(ticks, [f"{v/1e6:.3g}M" if key == "macs" else f"{v:.3g}" for v in ticks])
         if task == tasks[0]: axs[1].legend(fontsize=6)
     return fig
@@ -764,20 +791,20 @@ def scatter(
     "Does a student that tells more about its teacher look better? Every run a point, a panel a task, with the rank correlation over its runs; returns the figure."
     rows = [r for r in labelled(rows) if "error" not in r and measure in r[which] and information in r[which]]
     if not rows: raise ValueError(f"scatter: no finished run has both {measure!r} and {information!r}")
-    tasks, colour = list(dict.fromkeys(r["task"] for r in rows)), _colours(rows)
-    cols = min(2, len(tasks)); fig, axes = _panels(-(-len(tasks)//cols), cols, h=2.8); labels = {}
+    tasks, looks = list(dict.fromkeys(r["task"] for r in rows)), _looks(rows)
+    cols = min(2, len(tasks)); fig, axes = _panels(-(-len(tasks)//cols), cols, w=4.2 if cols > 1 else 6.5, h=2.8 if cols > 1 else 3.6); labels = {}       # one panel shares its width with the legend
+    widths = {t: sorted({r["width"] for r in rows if r["task"] == t}) for t in tasks}; several = any(len(ws) > 1 for ws in widths.values())
     for ax in axes.flat[len(tasks):]: ax.remove()
     for ax,task in zip(axes.flat, tasks):
         mine = [r for r in rows if r["task"] == task]
         x, y = ([r[which][k] for r in mine] for k in (information, measure))
-        widths = sorted({r["width"] for r in mine})
-        for n,c in colour.items():
-            for j,w in enumerate(widths):
+        for n,(edge,face) in looks.items():
+            for j,w in enumerate(widths[task]):
                 p = [(a, b) for r,a,b in zip(mine, x, y) if r["label"] == n and r["width"] == w]
-                if p: labels[n if len(widths) == 1 else f"{n}, width {w}"] = ax.scatter(*zip(*p), s=16, color=c, marker="os^Dv"[j % 5])
+                if p: labels[f"{n}, width {w}" if several else n] = ax.scatter(*zip(*p), s=16, edgecolors=edge, facecolors=face, marker="os^Dv"[j % 5])
         rho = f"{rank_correlation(x, y):.2f}" if len(mine) > 2 else "needs three runs"
-        ax.set(xlabel=MEASURES[information][0].replace("\\|","|"), ylabel=MEASURES[measure][0].replace("\\|","|"), title=f"{task}: {len(mine)} runs, rank correlation {rho}")
-        ax.title.set_fontsize(9)
+        ax.set(xlabel=_heading(information), ylabel=_heading(measure), title=f"{task}: {len(mine)} runs, rank correlation {rho}")
+        ax.title.set_fontsize(9); ax.locator_params(axis="x", nbins=5)
     fig.legend(labels.values(), labels, loc="outside right upper", fontsize=7)
     return fig
 
@@ -960,7 +987,7 @@ def combination_table(
 def write_report(
     out, # folder of a comparison
 ) -> str: # what to print
-    "Read runs.jsonl and write report.md, verdict.json, pareto.png, pareto_psnr.png and scatter.png."
+    "Read runs.jsonl and write report.md, verdict.json, verdict.png, pareto.png, pareto_psnr.png and scatter.png."
     import matplotlib.pyplot as plt
     out = Path(out); latest = {r["key"]: r for r in read_rows(out/"runs.jsonl")}
     rows = sorted(latest.values(), key=lambda r: (r["task"], -r["width"], r["budget"] != "steps", r["name"], r["seed"]))
@@ -968,10 +995,10 @@ def write_report(
     good, found = [r for r in rows if "error" not in r], verdict(rows)
     settings = {n: sorted({f"{r['steps']} steps of {r['batch_size']}" for r in rows if r["task"] == n}) for n in dict.fromkeys(r["task"] for r in rows)}
     lrs = sorted({(r["task"], r["name"], f"{r['lr']:g}", json.dumps(r["settings"])) for r in rows})
-    text = compare_table(rows) + "\n" + verdict_table(found)
+    table, said = compare_table(rows), verdict_table(found)
     pictures = []
-    for name,draw in (("pareto", lambda: pareto(rows)), ("pareto_psnr", lambda: pareto(rows, "psnr")), ("scatter", lambda: scatter(rows))):
-        if not good: break
+    for name,draw in (("verdict", lambda: draw_verdict(found)), ("pareto", lambda: pareto(rows)), ("pareto_psnr", lambda: pareto(rows, "psnr")), ("scatter", lambda: scatter(rows))):
+        if not (found if name == "verdict" else good): continue
         fig = draw(); fig.savefig(out/f"{name}.png", dpi=90); plt.close(fig); pictures.append(f"![{name}]({name}.png)")
     protocols = list(dict.fromkeys(p for r in good for p in r["protocols"])); signs = sign_table(rows)
     (out/"verdict.json").write_text(json.dumps(found, indent=1))
@@ -979,10 +1006,10 @@ def write_report(
 
 Runs: {'; '.join(f"{n}: {', '.join(s)}" for n,s in settings.items())}. Figures are those of averaged weights, mean ± standard deviation over seeds; seconds are of training, one thread.
 
-{compare_table(rows)}
+{table}
 ## With and without the VEM term
 
-{verdict_table(found)}
+{said}
 
 {chr(10).join(pictures)}
 
@@ -1002,7 +1029,7 @@ Runs: {'; '.join(f"{n}: {', '.join(s)}" for n,s in settings.items())}. Figures a
 
 Measured on: {'; '.join(sorted({r['machine'] for r in good}))}.
 """, encoding="utf-8")
-    return text
+    return table + "\n" + said
 
 def sign_table(
     rows:list, # lines
