@@ -257,7 +257,7 @@ def fit(self:Distiller,
 ) -> Distiller: # self
     """Run to `n_steps`. Ctrl-C ends the run after the step in progress, lets the callbacks save, and raises `KeyboardInterrupt`.
 
-    Several processes leave the loop together: what one was asked travels with the gradients, so they take at most one step more."""
+    Several processes leave the loop together: what one was asked travels with the gradients, so they take at most one step more. None returns before the first has written its last checkpoint."""
     if self.step and resume is None: raise RuntimeError(f"this run has already taken {self.step} steps; make a new Distiller, or pass resume= with its checkpoint")
     set_seed(self.seed)
     self.student.train()
@@ -274,6 +274,7 @@ def fit(self:Distiller,
             status = "finished" if self.step == self.n_steps else "interrupted"
         finally:
             for c in self.callbacks: c.after_fit(status)
+    self.accelerator.wait_for_everyone()
     self.student.eval()
     if status == "interrupted": raise KeyboardInterrupt
     return self
