@@ -1,7 +1,8 @@
 "The comparison in real processes: killed, interrupted, with runs that diverge and processes that die; the four tasks in small."
 import json, math, os, signal, subprocess, sys
 import pytest, torch
-from vemi_kit.compare import (CompareTask, Edges64, Faces32, Photos2x, compare, compare_run, rank_correlation, t_quantile, vemi_compare)
+from vemi_kit.compare import CompareTask, Edges64, Faces32, Photos2x, compare, compare_run, vemi_compare
+from vemi_kit.report import rank_correlation, t_quantile
 from vemi_kit.core import Ledger, read_rows
 
 COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.compare import vemi_compare; sys.exit(vemi_compare())"]

@@ -7,18 +7,19 @@ __all__ = ['NOISE_FLOOR', 'COLUMNS', 'DEMO_METHODS', 'HeldOut', 'Referee', 'demo
            'plot_curves', 'write_report', 'demo', 'vemi_demo']
 
 # %% ../nbs/80_bench.ipynb #7e98c711
-import argparse, json, math, os, platform, statistics, sys, time
+import argparse, json, math, statistics, sys, time
 from pathlib import Path
 import torch
 from .core import set_seed, default_device, frozen, generator, show_images, seeded, write_text
 from .data import Latents, digits
 from .bounds import conditional_bound
-from .costs import CostReport, count_macs
+from .costs import CostReport, count_macs, machine_text
 from .metrics import FrechetDistance, fidelity
 from .zoo.dcgan import digits_teacher, train_digits_teacher
 from .students import shrink
 from .methods.base import Objective
 from .distill import Distiller, Callback, History, Progress
+from .report import spread
 
 # %% ../nbs/80_bench.ipynb #6eb06922
 NOISE_FLOOR = .1      # standard deviation of the noise that makes H(T~|S) finite, in image units
@@ -98,11 +99,6 @@ def demo_run(
 COLUMNS = dict(frechet_teacher="Fréchet to teacher", frechet_real="Fréchet to real", l1="L1 to teacher", psnr="PSNR dB", ssim="SSIM", nats_per_dim="H(T~\\|S) ≤, nats/dim")
 
 # %% ../nbs/80_bench.ipynb #e97308fd
-def _spread(x, digits=3):
-    "mean ± standard deviation, as text"
-    m = statistics.mean(x)
-    return f"{m:.{digits}f}" + (f" ± {statistics.stdev(x):.{digits}f}" if len(x) > 1 else "")
-
 def _group(records):
     groups = {}
     for r in records: groups.setdefault(r["methods"], []).append(r)
@@ -116,7 +112,7 @@ def results_table(
     n_digits = dict(frechet_teacher=2, frechet_real=2, psnr=2)
     rows = ["| methods | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---"*(2+len(COLUMNS)) + "|"]
     for name,rs in _group(records).items():
-        rows.append(f"| {name} | {len(rs)} | " + " | ".join(_spread([r["figures"][c] for r in rs], n_digits.get(c,3)) for c in COLUMNS) + " |")
+        rows.append(f"| {name} | {len(rs)} | " + " | ".join(spread([r["figures"][c] for r in rs], n_digits.get(c,3)) for c in COLUMNS) + " |")
     rows.append("| *the teacher itself* | | " + " | ".join(f"{floor[c]:.2f}" if c in floor else "" for c in COLUMNS) + " |")
     return "\n".join(rows)
 
@@ -127,8 +123,8 @@ def cost_table(
     rows = ["| methods | seconds a run | gap | drift | step_size·grad / noise_std | gradient share |", "|---|---|---|---|---|---|"]
     for name,rs in _group(records).items():
         last = [r["history"][-1] for r in rs]
-        get = lambda f: _spread([f(x) for x in last], 4) if "vem" in last[0] else ""
-        rows.append(f"| {name} | {_spread([r['seconds'] for r in rs], 1)} | {get(lambda x: x['vem/gap'])} | {get(lambda x: x['vem/drift'])} | {get(lambda x: x['vem/move']/x['vem/noise_std'])} | {get(lambda x: x.get('vem/share', math.nan))} |")
+        get = lambda f: spread([f(x) for x in last], 4) if "vem" in last[0] else ""
+        rows.append(f"| {name} | {spread([r['seconds'] for r in rs], 1)} | {get(lambda x: x['vem/gap'])} | {get(lambda x: x['vem/drift'])} | {get(lambda x: x['vem/move']/x['vem/noise_std'])} | {get(lambda x: x.get('vem/share', math.nan))} |")
     return "\n".join(rows)
 
 # %% ../nbs/80_bench.ipynb #d6265dcc
@@ -147,7 +143,7 @@ def verdicts(
         for c,better in (("frechet_teacher",-1), ("l1",-1), ("nats_per_dim",-1)):
             d = [a[c]-b[c] for a,b in pairs]
             name = COLUMNS[c].replace("\\|", "|")
-            parts.append(f"{name} {_spread(d)} (better on {sum(x*better > 0 for x in d)} of {len(d)} seeds)")
+            parts.append(f"{name} {spread(d, 3)} (better on {sum(x*better > 0 for x in d)} of {len(d)} seeds)")
         res.append(f"`{with_[0]['methods']}` minus `{without[0]['methods']}`: " + "; ".join(parts) + ".")
     return res
 
@@ -188,7 +184,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     n_all = len(settings["methods"])*settings["seeds"]
     head = f"{len(records)} of {n_all} runs" + ("" if complete else " (unfinished: the figures below are those of the finished runs)")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, device {settings['device']}"
+    machine = machine_text(settings["device"])
     r = records[0] if records else None
     steps = f"{r['n_steps']} steps of {r['batch_size']} latents, learning rate {r['lr']:g}" if r else f"{settings['steps']} steps"
     tables = results_table(records, referee.floor) if records else "No run has finished."

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'PARTS', 'PlainLoop', 'KitLoop', 'BareConvolutions', 'interleaved', 'ratio', 'longer_steps',
-           'bench_iteration', 'discrepancy', 'ChainQuality', 'student_energy', 'sharp_energy', 'step_share', 'machine',
+           'bench_iteration', 'discrepancy', 'ChainQuality', 'student_energy', 'sharp_energy', 'step_share',
            'format_steps', 'plot_steps', 'bench_steps', 'vemi_bench_step']
 
 # %% ../nbs/83_steps.ipynb #233b34e9
-import argparse, copy, itertools, json, math, os, platform, statistics, sys, time
+import argparse, copy, itertools, json, math, statistics, sys, time
 from pathlib import Path
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from .data import Batches, digits, photo_crops, resize
 from .energy import EnergyNet, ResidualStack
 from .chains import ReplayBuffer
 from .vem import PRESETS, VEM
-from .costs import _time, _threads
+from .costs import _time, _threads, machine
 from .methods.base import Objective
 from .distill import Distiller, TeacherCache
 from .zoo.dcgan import digits_teacher
@@ -279,14 +279,6 @@ def step_share(
 
 # %% ../nbs/83_steps.ipynb #66b9a804
 PARTS = ("iteration", "chain", "share")
-
-def machine(
-    device=torch.device("cpu"), # that computes
-) -> dict:
-    "What figures depend on: no names of hosts."
-    bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
-    return dict(machine=platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-                cpu_capability=torch.backends.cpu.get_cpu_capability(), bf16_instructions=bf16, torch=torch.__version__)
 
 def format_steps(
     results:dict, # of `vemi_bench_step`
