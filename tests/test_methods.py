@@ -56,7 +56,7 @@ def test_alone_and_with_vem(task, name, method):
             assert vem.n_updates == 6 and not trained & {id(p) for p in vem.energy.parameters()} and all(p.grad is None for p in vem.energy.parameters())
             assert "vem/gap" in last and "vem/drift" in last
         for m in methods.values():                                                        # what is private stays private: discriminators, online teachers, eyes
-            private = [p for k, c in m.named_children() if k in ("discriminator", "teachers", "critics", "eyes", "terms") for p in c.parameters()]
+            private = [p for k in ("discriminator", "teachers", "critics", "eyes", "terms") for p in getattr(m, k, nn.Module()).parameters()]
             assert not trained & {id(p) for p in private}
 
 
@@ -129,6 +129,20 @@ def test_cagc_with_lpips(task, vgg16, name):
     mask = contrast_mask(a)
     _, figures = method.loss(None, a, b)
     assert figures["perceptual"] == pytest.approx(lpips_by_hand(state, *((v*mask).expand(-1, 3, -1, -1) for v in (a.clamp(-1, 1), b))).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("formula", ["cagc", "perceptual", "omgd"])
+def test_fixed_features_stay_out_of_checkpoints(task, vgg16, tmp_path, formula):
+    "A checkpoint says whose features were used, does not hold them, and is no checkpoint of a run with others."
+    path, state = vgg16
+    go = lambda weights, **kw: distill(t["teacher"], copy.deepcopy(t["student"]), Same(t["batch"]), Objective(formula, **{formula: {**t.get(formula, {}), "weights": weights}}), n_steps=2, device="cpu", progress=False, out=tmp_path, **kw)
+    t = task("paired"); go(path)
+    assert (tmp_path/"checkpoint.pt").stat().st_size < path.stat().st_size/2
+    go(path, resume=True)
+    was = path.read_bytes(); torch.save({k: 2*v for k, v in state.items()}, path)
+    try:
+        with pytest.raises(ValueError, match="is of another run"): go(path, resume=True)
+    finally: path.write_bytes(was)
 
 
 @pytest.mark.parametrize("formula", ["l1 + vid_features + crd + cat + vem", "omgd + vem"])

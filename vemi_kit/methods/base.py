@@ -117,6 +117,12 @@ class Method(nn.Module):
         if not isinstance(batch, (tuple,list)) or len(batch) <= i: raise ValueError(f"{self.name}: {which!r} needs paired batches (input, target)")
         return batch[i].to(t)
 
+    def set_aside(self,
+        **nets:nn.Module, # attribute name -> network
+    ):
+        "Keep networks that this method uses and neither trains nor saves, such as fixed feature extractors: no checkpoint holds them."
+        self.__dict__.update(nets)
+
     def follow(self,
         batch, # as the data gave it
         t:torch.Tensor, # teacher pictures

@@ -27,7 +27,7 @@ def contrast_mask(
 
 class CAGC(Method):
     "Masked L1 and perceptual distance to the teacher's pictures (CAGC, arXiv 2104.02244; both weights 3 as published). LPIPS with `weights` (VGG16's file), as published, else the `Eyes` that need none; `note` says which, with a hash. Published beside `adversarial` with the logistic loss."
-    name = "cagc"
+    name, seen_by = "cagc", "not prepared"
     def __init__(self,
         weight:float=1., # factor in the sum
         mask=None, # pictures (b, c, h, w) to content (b, 1, h, w) in [0, 1]: a function or a module, e.g. a parsing network; None: `contrast_mask`
@@ -38,14 +38,14 @@ class CAGC(Method):
         super().__init__(weight)
         self._mask, self.l1, self.perceptual, self.weights = [mask or contrast_mask], l1, perceptual, weights if weights is None else str(weights)      # in a list: a parsing network is not ours to train or save
     def prepare(self, teacher, student, batch, t, s):
-        if self.weights: self.distance = LPIPS(self.weights, "vgg").to(t.device); self._seen = f"LPIPS of VGG16 ({weights_hash(self.distance.body)})"
-        else: self.eyes = Perceptual(); self.eyes.prepare(teacher, student, batch, t, s)
+        if self.weights: self.set_aside(distance=LPIPS(self.weights, "vgg").to(t.device)); self.seen_by = f"LPIPS of VGG16 ({weights_hash(self.distance.body)})"
+        else: self.eyes = Perceptual(); self.eyes.prepare(teacher, student, batch, t, s); self.seen_by = self.eyes.note
         if isinstance(self._mask[0], nn.Module): self._mask[0].to(t.device)
         with torch.no_grad(): self.loss(batch, t, s)                         # what does not fit, the mask or the size of the pictures, fails here
     @property
     def note(self):
         m = self._mask[0]; who = getattr(m, "__name__", type(m).__name__)
-        return f"mask {who}; " + (self.eyes.note if hasattr(self, "eyes") else getattr(self, "_seen", "not prepared"))
+        return f"mask {who}; {self.seen_by}"
     def content(self, t):
         "The mask of these pictures; `ValueError` if it does not fit."
         with frozen(self._mask[0]), torch.no_grad(): m = self._mask[0](t).to(t)

@@ -31,7 +31,7 @@ class OMGD(Method):
     """Online distillation from teachers that train beside the student (OMGD, arXiv 2108.06908): SSIM 10, style 1e4, perceptual 10, total variation 1e-5 for each teacher, and `channel` for the first.
 
     Each step: teachers answer; discriminators and teachers take their steps; the student follows the answers. Logs the GAN losses and, with `score`, each teacher's best one so far and which is `chosen`."""
-    name, inside = "omgd", True
+    name, inside, seen_by = "omgd", True, ""
     def __init__(self,
         discriminator:nn.Module, # picture to logits; every teacher trains a copy of its own
         teachers:dict|None=None, # {name: network}, trained here; None: "wide" (a copy of the run's teacher) and "deep" (see `deeper`)
@@ -67,8 +67,7 @@ class OMGD(Method):
         return min(self.best, key=self.best.get, default=None)
     @property
     def note(self):
-        eyes = next((self.terms[k].note for k in ("style","perceptual") if k in self.terms), "")
-        return "; ".join(filter(None, [eyes, self.chosen and f"chosen teacher {self.chosen!r}, scores " + ", ".join(f"{k} {v:.4g}" for k,v in self.best.items())]))
+        return "; ".join(filter(None, [self.seen_by, self.chosen and f"chosen teacher {self.chosen!r}, scores " + ", ".join(f"{k} {v:.4g}" for k,v in self.best.items())]))
 
     def prepare(self, teacher, student, batch, t, s):
         device, given = s.device, self._given or {"wide": teacher, "deep": deeper(student)}
@@ -77,6 +76,7 @@ class OMGD(Method):
         for m in [*self.critics.values(), *self.terms.values(), *([self.channel] if hasattr(self, "channel") else [])]: m.read = self.read
         for c in self.critics.values(): c.prepare(teacher, student, batch, t, s); c.opt.param_groups[0]["betas"] = (.5, .999)
         for m in self.terms.values(): m.prepare(teacher, student, batch, t, s)
+        self.seen_by = next((m.note for m in self.terms.values() if m.note), "")
         if hasattr(self, "channel"):
             first = next(iter(self.teachers.values()))
             self.channel.prepare(first, student, batch, t, s)

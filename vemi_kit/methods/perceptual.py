@@ -45,13 +45,16 @@ class Eyes(nn.Module):
 # %% ../../nbs/35_methods.perceptual.ipynb #eb65731d
 class EyeMethod(Method):
     "A method that looks through `Eyes`: a subclass defines `compare(ft, fs)` for two lists of feature maps."
+    seen_by = ""                              # whose features, with their hash: a run is only resumed with the same
     def __init__(self,
         weight:float=1., # factor in the sum
         weights=None, # file of VGG16's weights; None: see `Eyes`
     ): super().__init__(weight); self.weights = weights if weights is None else str(weights)
-    def prepare(self, teacher, student, batch, t, s): self.eyes = Eyes(t.shape[1], min(t.shape[2:]), self.weights).to(t.device)
+    def prepare(self, teacher, student, batch, t, s):
+        self.set_aside(eyes=Eyes(t.shape[1], min(t.shape[2:]), self.weights).to(t.device))
+        self.seen_by = f"features of {self.eyes.note}"
     @property
-    def note(self): return f"features of {self.eyes.note}" if hasattr(self, "eyes") else ""
+    def note(self): return self.seen_by
     def loss(self, batch, t, s, features=None):
         with torch.no_grad(): ft = self.eyes(t)
         return self.compare(ft, self.eyes(s)), {}
