@@ -1,7 +1,8 @@
 "The comparison in real processes: killed, interrupted, with runs that diverge and processes that die; the four tasks in small."
 import json, math, os, signal, subprocess, sys
 import pytest, torch
-from vemi_kit.compare import CompareTask, Edges64, Faces32, Photos2x, compare, compare_run, vemi_compare
+from vemi_kit.compare import compare, compare_run, vemi_compare
+from vemi_kit.workloads import CompareTask, Edges64, Faces32, Photos2x
 from vemi_kit.report import rank_correlation, t_quantile
 from vemi_kit.core import Ledger, read_rows
 
@@ -9,7 +10,7 @@ COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.compare import vemi_
 PLUGIN = '''
 import multiprocessing, os
 from pathlib import Path
-from vemi_kit.compare import Digits16
+from vemi_kit.workloads import Digits16
 from vemi_kit.methods.base import Method
 
 class Tiny(Digits16):

@@ -2,7 +2,7 @@
 import copy
 import pytest, torch, torch.nn.functional as F
 from torch import nn
-from vemi_kit.compare import KINDS, Same
+from vemi_kit.workloads import KINDS, Same
 from vemi_kit.core import set_seed
 from vemi_kit.distill import Callback, History, distill
 from vemi_kit.methods.base import Method, Objective
