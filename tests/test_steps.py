@@ -85,11 +85,13 @@ def test_command(tmp_path, capsys):
     assert vemi_bench_step([*args, "--sizes", "16"]) == 0
     assert "plain loop, ms" in capsys.readouterr().out
     Image.open(tmp_path/"steps.png").verify()
-    assert vemi_bench_step([*args, "--sizes", "8", "16"]) == 0                                     # goes on with the file
+    assert vemi_bench_step([*args, "--sizes", "8", "16", "--bf16"]) == 0                           # goes on with the file
+    assert "fast, bf16, 3 longer" in capsys.readouterr().out
     r = json.loads(out.read_text())
-    assert [row["size"] for row in r["iteration"]] == [8, 16] and r["machine"]["threads"] == 1 and all("--sizes 8 16" in row["command"] for row in r["iteration"])
+    assert [row["size"] for row in r["iteration"]] == [8, 16] and r["machine"]["threads"] == 1 and all("--sizes 8 16 --bf16" in row["command"] for row in r["iteration"])
     row = r["iteration"][1]
-    assert row["gmacs"]["floor of fast"] < row["gmacs"]["floor"] and row["ms"]["floor"] < row["ms"]["plain loop"]
+    assert row["gmacs"]["floor of bf16"] == row["gmacs"]["floor of fast"] < row["gmacs"]["floor"] and row["ms"]["floor"] < row["ms"]["plain loop"]
+    assert {"fast, bf16", "fast, bf16, 3 longer", "floor of bf16"} <= row["ms"].keys()
     r["machine"]["torch"] = "0.1"; out.write_text(json.dumps(r))
     assert vemi_bench_step([*args, "--sizes", "8"]) == 1 and "another machine" in capsys.readouterr().err
     assert vemi_bench_step(["speed"]) == 1 and "expected some of" in capsys.readouterr().err
