@@ -329,7 +329,7 @@ def plot_steps(
     "Milliseconds of an iteration relative to the plain loop as bars, the floors as lines; returns the axis."
     import matplotlib.pyplot as plt
     rows = results["iteration"]; names = [n for n in ("plain loop", *LOOPS) if not n.startswith("floor") and all(n in r["ms"] for r in rows)]
-    _, ax = plt.subplots(figsize=(1.2*len(rows)+2, 3), layout="constrained")
+    _, ax = plt.subplots(figsize=(max(7, 1.2*len(rows)+2), 3), layout="constrained")
     w = .85/len(names)
     for k,n in enumerate(names): ax.bar([i + w*(k-(len(names)-1)/2) for i in range(len(rows))], [r["ms"][n]/r["ms"]["plain loop"] for r in rows], .95*w, label=n)
     for n,c in (("floor", "k"), ("floor of fast", "C2"), ("floor of bf16", "C5")):
