@@ -1,6 +1,9 @@
 "What tests of several files share."
-import time
+import signal, time
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:      # started in the background: processes of the tests would inherit that, and Ctrl-C is what some of them test
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
