@@ -302,6 +302,7 @@ def step_share(
 # %% ../nbs/83_steps.ipynb #66b9a804
 PARTS = ("iteration", "chain", "share")
 LOOPS = ("kit", "fast", "fast, 3 longer", "fast, 1 longer", "fast, bf16", "fast, bf16, 3 longer", "floor", "floor of fast", "floor of bf16")
+def _timed(rows): return [n for n in LOOPS if any(n in r["ms"] for r in rows)]
 
 def format_steps(
     results:dict, # of `vemi_bench_step`
@@ -309,14 +310,15 @@ def format_steps(
     "The tables of a result file."
     out = []
     if rows := results.get("iteration"):
-        out.append(f"| size, width, batch | plain loop, ms | {' | '.join(LOOPS)} |\n|---|---:|" + "---:|"*len(LOOPS))
+        names = _timed(rows)
+        out.append(f"| size, width, batch | plain loop, ms | {' | '.join(names)} |\n|---|---:|" + "---:|"*len(names))
         for r in rows:
             x = lambda n: "" if n not in r["speedup"] else f"{r['speedup'][n]['median']:.2f}x ({r['speedup'][n]['low']:.2f}-{r['speedup'][n]['high']:.2f})"
-            out.append(f"| {r['size']}², {r['width']}, {r['batch']} | {r['ms']['plain loop']:.0f} | " + " | ".join(x(n) for n in LOOPS) + " |")
+            out.append(f"| {r['size']}², {r['width']}, {r['batch']} | {r['ms']['plain loop']:.0f} | " + " | ".join(x(n) for n in names) + " |")
     for c in results.get("chain", []):
         out.append(f"\nEnergy: {c['energy']}, width {c['width']}, {c['size']}², step_size {c['step_size']:g}, {c['n_iter']} training iterations:\n\n| start and steps | steps | ms a picture | energy above 200 steps | MMD² to 200 steps | drift |\n|---|---:|---:|---:|---:|---:|")
         out += [f"| {r['means']} | {r['steps']} | {r['ms']:.1f} | {r['energy_above']:.5f} | {r['mmd2']:.4f} | {r['drift']:.4f} |" for r in c["rows"]]
-        out.append(f"\nEnergies in bf16: off by {c['bf16']['median']:.2%} (median), {c['bf16']['most']:.2%} (95 %); cosine of gradients {c['bf16']['cosine']:.4f} and more.")
+        if "bf16" in c: out.append(f"\nEnergies in bf16: off by {c['bf16']['median']:.2%} (median), {c['bf16']['most']:.2%} (95 %); cosine of gradients {c['bf16']['cosine']:.4f} and more.")
     if rows := results.get("share"):
         names = list(rows[0]["ms"])
         out.append("\n| student step, ms (share of the term) | " + " | ".join(names) + " |\n|---|" + "---:|"*len(names))
@@ -328,13 +330,13 @@ def plot_steps(
 ):
     "Milliseconds of an iteration relative to the plain loop as bars, the floors as lines; returns the axis."
     import matplotlib.pyplot as plt
-    rows = results["iteration"]; names = [n for n in ("plain loop", *LOOPS) if not n.startswith("floor") and all(n in r["ms"] for r in rows)]
+    rows = results["iteration"]; floors = [n for n in _timed(rows) if n.startswith("floor")]; bars = ["plain loop", *(n for n in _timed(rows) if n not in floors)]
+    part = lambda r, n: r["ms"].get(n, math.nan)/r["ms"]["plain loop"]
     _, ax = plt.subplots(figsize=(max(7, 1.2*len(rows)+2), 3), layout="constrained")
-    w = .85/len(names)
-    for k,n in enumerate(names): ax.bar([i + w*(k-(len(names)-1)/2) for i in range(len(rows))], [r["ms"][n]/r["ms"]["plain loop"] for r in rows], .95*w, label=n)
-    for n,c in (("floor", "k"), ("floor of fast", "C2"), ("floor of bf16", "C5")):
-        for i,r in enumerate(rows):
-            if n in r["ms"]: ax.plot([i-.4, i+.4], [r["ms"][n]/r["ms"]["plain loop"]]*2, c=c, ls=":", label=n if i == 0 else None)
+    w = .85/len(bars)
+    for k,n in enumerate(bars): ax.bar([i + w*(k-(len(bars)-1)/2) for i in range(len(rows))], [part(r, n) for r in rows], .95*w, label=n)
+    for n,c in zip(floors, ("k","C2","C5")):
+        for i,r in enumerate(rows): ax.plot([i-.4, i+.4], [part(r, n)]*2, c=c, ls=":", label=n if i == 0 else None)
     ax.set_xticks(range(len(rows)), [f"{r['size']}², w {r['width']}, b {r['batch']}" for r in rows], fontsize=8)
     ax.set(ylabel="time of an iteration / plain loop", ylim=(0, 1.35)); ax.legend(fontsize=7, ncols=5, loc="upper left")
     return ax
