@@ -17,7 +17,8 @@ root, limit = Path(__file__).resolve().parent.parent, 500_000
 def refresh(path, skip_flags):
     "Run one notebook as nbdev_test does, and store what it shows"
     nb = read_nb(path)
-    # nbdev_test's processors take the title cell and the directives away, so they get a copy: only outputs come back from it
+    # nbdev_test's processors take the title cell and the directives away, so they get a copy: only outputs
+    # come back from it
     tested = NBProcessor(nb=deepcopy(nb), procs=FrontmatterProc, process=True).nb
     if str2bool(tested.get("frontmatter_", {}).get("skip_exec", False)) or nb_lang(nb) != "python":
         return print(f"skipped     {path.relative_to(root)}")
@@ -26,14 +27,20 @@ def refresh(path, skip_flags):
     def skip(cell):
         "The rules of nbdev_test; a skipped cell keeps its stored outputs, any other starts without"
         if cell.cell_type != "code" or "nbdev_export(" in cell.source: return True
-        if cell.directives_.get("eval:", [""])[0].lower() == "false" or skip_flags & cell.directives_.keys(): return True
-        cell.outputs = []                                   # execnb leaves the old outputs of a cell that now shows nothing
+        if cell.directives_.get("eval:", [""])[0].lower() == "false" or skip_flags & cell.directives_.keys():
+            return True
+        # execnb leaves the old outputs of a cell that now shows nothing
+        cell.outputs = []
 
-    def keep(cell):                                         # progress bars, warnings and empty streams are not worth storing
-        stored[cell.id]["outputs"] = [o for o in cell.outputs if o.get("name") != "stderr" and o.get("text") != []]
+    # progress bars, warnings and empty streams are not worth storing
+    def keep(cell):
+        stored[cell.id]["outputs"] = [
+            o for o in cell.outputs if o.get("name") != "stderr" and o.get("text") != []
+        ]
 
     sys.path.insert(0, str(root))
-    shell = CaptureShell(path, mpl_format="png")            # the default doubles the resolution, and the size with it
+    # the default doubles the resolution, and the size with it
+    shell = CaptureShell(path, mpl_format="png")
     try:
         with working_directory(path.parent): shell.run_all(tested, exc_stop=True, preproc=skip, postproc=keep)
     except BaseException:
@@ -50,15 +57,20 @@ def refresh(path, skip_flags):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("notebooks", nargs="*", type=Path, help="default: all")
-    p.add_argument("--flags", default="", help="the tst_flags of settings.ini, such as slow, to run all the same")
+    p.add_argument(
+        "--flags", default="", help="the tst_flags of settings.ini, such as slow, to run all the same"
+    )
     args = p.parse_args()
-    os.environ["IN_TEST"] = "1"                             # as nbdev_test: nbdev_export() in a notebook does nothing
+    # as nbdev_test: nbdev_export() in a notebook does nothing
+    os.environ["IN_TEST"] = "1"
     cfg, failed = get_config(path=root), []
     skip_flags = set(cfg.tst_flags.split()) - set(args.flags.split())
     every = sorted(nbglob(cfg.nbs_path, as_path=True))
     for path in [n.resolve() for n in args.notebooks] or [n.resolve() for n in every if not (n.parent/".notest").exists()]:
-        # each in a process of its own, so that no seed, cache or plot setting passes from one notebook to the next
+        # each in a process of its own, so that no seed, cache or plot setting passes from one notebook to
+        # the next
         one = multiprocessing.Process(target=refresh, args=(path, skip_flags))
-        one.start(); one.join()
+        one.start()
+        one.join()
         if one.exitcode: failed.append(path.name)
     if failed: sys.exit("not refreshed, or too large: " + ", ".join(failed))

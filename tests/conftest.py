@@ -2,7 +2,8 @@
 import signal, time
 import pytest
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:      # started in the background: processes of the tests would inherit that, and Ctrl-C is what some of them test
+# started in the background: processes of the tests would inherit that, and Ctrl-C is what some of them test
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,41 +1,101 @@
-"The command vemi_bound in real processes: a task, a folder of pairs, two networks, a resumable table, bad input."
+"""The command vemi_bound in real processes: a task, a folder of pairs, two networks, a resumable table, bad
+input.
+"""
 import json, subprocess, sys
 import pytest, torch
 from PIL import Image
-from vemi_kit.core import image_grid, save_nets
-from vemi_kit.data import digits, resize
-from vemi_kit.measure import measure_pairs
+from vemi_kit.files import save_nets
+from vemi_kit.show import image_grid
+from vemi_kit.data.pictures import digits, resize
+from vemi_kit.nats.measure import measure_pairs
 from vemi_kit.zoo.dcgan import SNGenerator
 
-COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.measure import vemi_bound; sys.exit(vemi_bound())"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; from vemi_kit.measure import vemi_bound; sys.exit(vemi_bound())",
+]
 
 
-def run(cwd, *args): return subprocess.run([*COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300)
+def run(cwd, *args):
+    return subprocess.run([*COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def check(folder):
     r = json.loads((folder/"bound.json").read_text())
     Image.open(folder/"bound.png").verify()
     last = r["sandwiches"][-1]
-    assert last["lower"]["mean"] <= last["upper"]["mean"] + 3*last["lower"]["se"] and r["sandwiches"][0]["n_levels"] == 1
+    assert (
+        last["lower"]["mean"] <= last["upper"]["mean"] + 3 * last["lower"]["se"]
+        and r["sandwiches"][0]["n_levels"] == 1
+    )
     return r
 
 
 def test_task_twice(tmp_path):
-    p = run(tmp_path, "task", "dense 5x5", "--n", 3000, "--levels", 20, "--steps", 20, "--device", "cpu", "--out", "a")
+    p = run(
+        tmp_path,
+        "task",
+        "dense 5x5",
+        "--n",
+        3000,
+        "--levels",
+        20,
+        "--steps",
+        20,
+        "--device",
+        "cpu",
+        "--out",
+        "a",
+    )
     assert p.returncode == 0, p.stderr
     r = check(tmp_path/"a")
-    assert "truth 0.593 nats" in p.stdout and "lower (certified)" in p.stdout and r["sandwiches"][-1]["lower"]["mean"] < r["truth"] + 3*r["sandwiches"][-1]["lower"]["se"]
-    again = run(tmp_path, "task", "dense 5x5", "--n", 3000, "--levels", 20, "--steps", 20, "--device", "cpu", "--out", "b")
-    assert json.loads((tmp_path/"b/bound.json").read_text())["sandwiches"] == r["sandwiches"], again.stderr          # the same seed, the same figures
+    assert (
+        "truth 0.593 nats" in p.stdout
+        and "lower (certified)" in p.stdout
+        and r["sandwiches"][-1]["lower"]["mean"] < r["truth"] + 3 * r["sandwiches"][-1]["lower"]["se"]
+    )
+    again = run(
+        tmp_path,
+        "task",
+        "dense 5x5",
+        "--n",
+        3000,
+        "--levels",
+        20,
+        "--steps",
+        20,
+        "--device",
+        "cpu",
+        "--out",
+        "b",
+    )
+    # the same seed, the same figures
+    assert json.loads((tmp_path/"b/bound.json").read_text())["sandwiches"] == r["sandwiches"], again.stderr
 
 
 def test_folder_of_pairs(tmp_path):
     t = digits(8, "all")[0][:240]
     for name, x in (("t", t), ("s", resize(resize(t, 4), 8))):
         (tmp_path/name).mkdir()
-        for i, im in enumerate(x): Image.fromarray((image_grid(im[None])[..., 0]*255).astype("uint8")).save(tmp_path/name/f"{i}.png")
-    p = run(tmp_path, "pairs", "t", "s", "--channels", 1, "--levels", 10, "--steps", 5, "--device", "cpu", "--out", "r")
+        for i, im in enumerate(x):
+            Image.fromarray((image_grid(im[None])[..., 0]*255).astype("uint8")).save(tmp_path/name/f"{i}.png")
+    p = run(
+        tmp_path,
+        "pairs",
+        "t",
+        "s",
+        "--channels",
+        1,
+        "--levels",
+        10,
+        "--steps",
+        5,
+        "--device",
+        "cpu",
+        "--out",
+        "r",
+    )
     assert p.returncode == 0, p.stderr
     assert check(tmp_path/"r")["noise_floor"] == .1 and "noise floor 0.1" in p.stdout
     (tmp_path/"s/0.png").unlink()
@@ -45,8 +105,24 @@ def test_folder_of_pairs(tmp_path):
 
 def test_two_networks(tmp_path):
     torch.manual_seed(0)
-    for name, width in (("teacher", 8), ("student", 4)): save_nets(tmp_path/f"{name}.safetensors", net=SNGenerator(8, 1, width, 8))
-    p = run(tmp_path, "nets", "teacher.safetensors", "student.safetensors", "--n", 400, "--levels", 10, "--steps", 5, "--device", "cpu", "--out", "r")
+    for name, width in (("teacher", 8), ("student", 4)):
+        save_nets(tmp_path/f"{name}.safetensors", net=SNGenerator(8, 1, width, 8))
+    p = run(
+        tmp_path,
+        "nets",
+        "teacher.safetensors",
+        "student.safetensors",
+        "--n",
+        400,
+        "--levels",
+        10,
+        "--steps",
+        5,
+        "--device",
+        "cpu",
+        "--out",
+        "r",
+    )
     assert p.returncode == 0, p.stderr
     check(tmp_path/"r")
 
@@ -63,12 +139,23 @@ def test_pairs_that_are_evaluated_were_not_trained_on(monkeypatch):
     from vemi_kit import bounds
     seen = {}
     fit, certify = bounds.fit_tilted, bounds.ais_bounds
-    def spy_fit(t, s, **kw): seen["fit"] = t, s; return fit(t, s, **kw)
-    def spy_certify(model, t, s, n, pilot, **kw): seen["held"], seen["pilot"] = (t, s), pilot; return certify(model, t, s, n, pilot, **kw)
-    monkeypatch.setattr(bounds, "fit_tilted", spy_fit); monkeypatch.setattr(bounds, "ais_bounds", spy_certify)
-    g = torch.Generator().manual_seed(0); s = torch.randn(240, 2, generator=g); t = s + torch.randn(240, 2, generator=g)
+    def spy_fit(t, s, **kw):
+        seen["fit"] = t, s
+        return fit(t, s, **kw)
+    def spy_certify(model, t, s, n, pilot, **kw):
+        seen["held"], seen["pilot"] = (t, s), pilot
+        return certify(model, t, s, n, pilot, **kw)
+    monkeypatch.setattr(bounds, "fit_tilted", spy_fit)
+    monkeypatch.setattr(bounds, "ais_bounds", spy_certify)
+    g = torch.Generator().manual_seed(0)
+    s = torch.randn(240, 2, generator=g)
+    t = s + torch.randn(240, 2, generator=g)
     rows = lambda *x: {tuple(r) for r in torch.cat(x, 1).tolist()}
     quick = dict(n_steps=5, n_checks=1, progress=False)
     for call in (lambda: measure_pairs(t, s, 0., (1, 4), **quick), lambda: bounds.certify_pairs(t, s, 0., (4,), **quick)):
         call()
-        assert not rows(*seen["fit"]) & rows(*seen["held"]) and rows(*seen["fit"]) | rows(*seen["held"]) == rows(t, s) and rows(seen["pilot"]) <= rows(seen["fit"][1])
+        assert (
+            not rows(*seen["fit"]) & rows(*seen["held"])
+            and rows(*seen["fit"]) | rows(*seen["held"]) == rows(t, s)
+            and rows(seen["pilot"]) <= rows(seen["fit"][1])
+        )

@@ -1,16 +1,25 @@
-"The comparison in real processes: killed, interrupted, with runs that diverge and processes that die; the four tasks in small."
+"""The comparison in real processes: killed, interrupted, with runs that diverge and processes that die; the
+four tasks in small.
+"""
 import json, math, os, signal, subprocess, sys
 import pytest, torch
-from vemi_kit.compare import compare, compare_run, vemi_compare
-from vemi_kit.workloads import CompareTask, Edges64, Faces32, Photos2x
-from vemi_kit.report import rank_correlation, t_quantile
-from vemi_kit.core import Ledger, read_rows
+from vemi_kit.study.runner import compare_run
+from vemi_kit.study.comparison import compare
+from vemi_kit.study.command import vemi_compare
+from vemi_kit.study.workloads import Workload, Edges64, Faces32, Photos2x
+from vemi_kit.study.report import t_quantile
+from vemi_kit.study.figures import rank_correlation
+from vemi_kit.files import Ledger, read_rows
 
-COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.compare import vemi_compare; sys.exit(vemi_compare())"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; from vemi_kit.compare import vemi_compare; sys.exit(vemi_compare())",
+]
 PLUGIN = '''
 import multiprocessing, os
 from pathlib import Path
-from vemi_kit.workloads import Digits16
+from vemi_kit.study.workloads import Digits16
 from vemi_kit.methods.base import Method
 
 class Tiny(Digits16):
@@ -30,15 +39,23 @@ class Crash(Method):
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory):
-    d = tmp_path_factory.mktemp("plugin"); (d/"tiny_plugin.py").write_text(PLUGIN)
-    sys.path.insert(0, str(d)); torch.set_num_threads(1)
+    d = tmp_path_factory.mktemp("plugin")
+    (d/"tiny_plugin.py").write_text(PLUGIN)
+    sys.path.insert(0, str(d))
+    torch.set_num_threads(1)
     yield d
     sys.path.remove(str(d))
 
 
 def start(plugin, out, *args):
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")]))
-    return subprocess.Popen([*COMMAND, "--plugin", "tiny_plugin", "--tasks", "tiny", "--device", "cpu", "--out", str(out), *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*COMMAND, "--plugin", "tiny_plugin", "--tasks", "tiny", "--device", "cpu", "--out", str(out), *args],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def lines(path): return read_rows(path) if path.exists() else []
@@ -50,36 +67,67 @@ def alive(pid):
 
 
 def test_killed_and_resumed(plugin, tmp_path, wait_for):
-    "kill -9 in mid-run: whole lines stay, workers end, a process that died is a line, and what follows is what would have come anyway."
-    kw, path = dict(methods="l1,l1+crash", widths=[8], seeds=3, plugins=["tiny_plugin"], device="cpu", progress=False), tmp_path/"runs.jsonl"
-    p = start(plugin, tmp_path, "--methods", "l1,l1+crash", "--widths", "8", "--seeds", "3", "--steps", "30", "--jobs", "2")
+    """kill -9 in mid-run: whole lines stay, workers end, a process that died is a line, and what follows is
+    what would have come anyway.
+    """
+    kw, path = (
+        dict(
+            methods="l1,l1+crash", widths=[8], seeds=3, plugins=["tiny_plugin"], device="cpu", progress=False
+        ),
+        tmp_path / "runs.jsonl",
+    )
+    p = start(
+        plugin,
+        tmp_path,
+        "--methods",
+        "l1,l1+crash",
+        "--widths",
+        "8",
+        "--seeds",
+        "3",
+        "--steps",
+        "30",
+        "--jobs",
+        "2",
+    )
     try:
         wait_for(lambda: p.poll() is not None or {"error" in r for r in lines(path)} == {True, False})
         assert p.poll() is None, p.communicate()
-    finally: p.kill(); p.wait()                                                       # SIGKILL
+    finally:
+        p.kill()
+        p.wait()                                                       # SIGKILL
     pids = [int(f.name.split("_")[1]) for f in plugin.glob("worker_*")]
     assert len(pids) >= 2
     wait_for(lambda: not any(map(alive, pids)), seconds=60)
     before = read_rows(path)
     died = [r for r in before if "error" in r]
-    assert died and all("its process died (exit code 3)" in r["error"] and not r["diverged"] and r["formula"] == "l1 + crash" for r in died)
-    with path.open("a") as f: f.write('{"task": "tiny", "na')                     # and a line that was cut off
+    assert died and all(
+        "its process died (exit code 3)" in r["error"] and not r["diverged"] and r["formula"] == "l1 + crash"
+        for r in died
+    )
+    # and a line that was cut off
+    with path.open("a") as f: f.write('{"task": "tiny", "na')
     rows = compare(tmp_path, "tiny", steps=30, **kw)
     assert len(rows) == 6 and not any("error" in r for r in rows)
     after = read_rows(path)
     assert after[:len(before)] == before and len(after) == 6 + len(died)
     whole = [r for r in before if "error" not in r]
-    assert all(r in rows for r in whole)                                             # finished ones were not repeated
+    # finished ones were not repeated
+    assert all(r in rows for r in whole)
     path.write_text("".join(json.dumps(r) + "\n" for r in after if r not in whole[:1]))
     again = compare(tmp_path, "tiny", steps=30, **kw)
-    assert [r["figures"] for r in again] == [r["figures"] for r in rows]          # a worker's run is the one of this process
+    # a worker's run is the one of this process
+    assert [r["figures"] for r in again] == [r["figures"] for r in rows]
 
 
 def test_interrupted(plugin, tmp_path, wait_for):
     p = start(plugin, tmp_path, "--methods", "l1", "--widths", "8", "--seeds", "50", "--steps", "20")
     try: wait_for(lambda: lines(tmp_path/"runs.jsonl") or p.poll() is not None)
-    except AssertionError: p.kill(); raise
-    with pytest.raises(RuntimeError, match="another process is writing"): Ledger(tmp_path/"runs.jsonl").__enter__()
+    except AssertionError:
+        p.kill()
+        raise
+    with pytest.raises(RuntimeError, match="another process is writing"):
+        Ledger(tmp_path/"runs.jsonl").__enter__()
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=600)
     assert p.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
@@ -87,13 +135,41 @@ def test_interrupted(plugin, tmp_path, wait_for):
 
 
 def test_diverged_runs_are_lines(plugin, tmp_path, capsys):
-    args = ["--plugin", "tiny_plugin", "--tasks", "tiny", "--methods", "l1+vem,l1", "--set", "vem.energy_limit=1e-9", "--widths", "8,4", "--seeds", "2", "--steps", "4", "--device", "cpu", "--out", str(tmp_path)]
+    args = [
+        "--plugin",
+        "tiny_plugin",
+        "--tasks",
+        "tiny",
+        "--methods",
+        "l1+vem,l1",
+        "--set",
+        "vem.energy_limit=1e-9",
+        "--widths",
+        "8,4",
+        "--seeds",
+        "2",
+        "--steps",
+        "4",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
     assert vemi_compare(args) == 1
     said, rows = capsys.readouterr(), read_rows(tmp_path/"runs.jsonl")
-    assert len(rows) == 8 and all(r["diverged"] and "energy_limit" in r["error"] for r in rows if r["formula"] == "l1 + vem") and sum("error" in r for r in rows) == 4
-    assert "| l1 + vem | 0 (2 failed) |" in said.out and "| l1 | 2 |" in said.out and "energy_limit" in said.err
+    assert (
+        len(rows) == 8
+        and all(r["diverged"] and "energy_limit" in r["error"] for r in rows if r["formula"] == "l1 + vem")
+        and sum("error" in r for r in rows) == 4
+    )
+    assert (
+        "| l1 + vem | 0 (2 failed) |" in said.out and "| l1 | 2 |" in said.out and "energy_limit" in said.err
+    )
     assert vemi_compare(args) == 1 and len(read_rows(tmp_path/"runs.jsonl")) == 8     # it would diverge again
-    assert vemi_compare(["--report", str(tmp_path)]) == 0 and "4 runs, 4 failed" in (tmp_path/"report.md").read_text()
+    assert (
+        vemi_compare(["--report", str(tmp_path)]) == 0
+        and "4 runs, 4 failed" in (tmp_path / "report.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("args, message", [
@@ -116,30 +192,92 @@ def test_bad_arguments_before_work(args, message, tmp_path, capsys, monkeypatch)
 
 
 def test_equal_time(plugin, tmp_path):
-    rows = compare(tmp_path, "tiny", "l1,l1+vem", [8], 1, 40, seconds_of="l1", plugins=["tiny_plugin"], device="cpu", progress=False)
+    rows = compare(
+        tmp_path,
+        "tiny",
+        "l1,l1+vem",
+        [8],
+        1,
+        40,
+        seconds_of="l1",
+        plugins=["tiny_plugin"],
+        device="cpu",
+        progress=False,
+    )
     l1, vem, timed = rows
-    assert timed["budget"] == "seconds of l1" and timed["seconds"] == l1["seconds_used"] and timed["formula"] == "l1 + vem"
-    assert l1["seconds_used"] <= timed["seconds_used"] < l1["seconds_used"] + 5*vem["seconds_used"]/40 and timed["steps_done"] < 40
-    assert len(compare(tmp_path, "tiny", "l1,l1+vem", [8], 1, 40, seconds_of="l1", plugins=["tiny_plugin"], device="cpu", progress=False)) == 3 and len(lines(tmp_path/"runs.jsonl")) == 3
+    assert (
+        timed["budget"] == "seconds of l1"
+        and timed["seconds"] == l1["seconds_used"]
+        and timed["formula"] == "l1 + vem"
+    )
+    assert (
+        l1["seconds_used"] <= timed["seconds_used"] < l1["seconds_used"] + 5 * vem["seconds_used"] / 40
+        and timed["steps_done"] < 40
+    )
+    assert (
+        len(
+            compare(
+                tmp_path,
+                "tiny",
+                "l1,l1+vem",
+                [8],
+                1,
+                40,
+                seconds_of="l1",
+                plugins=["tiny_plugin"],
+                device="cpu",
+                progress=False,
+            )
+        )
+        == 3
+        and len(lines(tmp_path / "runs.jsonl")) == 3
+    )
 
 
 @pytest.mark.parametrize("base", [Faces32, Photos2x, Edges64])
 def test_tasks_in_small(base, tmp_path):
-    "Teachers are trained once and kept; photographs of training and judging differ; restoration is judged against the truth, too."
+    """Teachers are trained once and kept; photographs of training and judging differ; restoration is judged
+    against the truth, too.
+    """
     class Small(base): name, teacher_steps, n_judge = base.name + "_small", 2, 164
     try:
-        t = Small(); nets = t.teacher(tmp_path)
+        t = Small()
+        nets = t.teacher(tmp_path)
         stamp = (tmp_path/f"{t.name}_2.safetensors").stat().st_mtime_ns
         again = t.teacher(tmp_path)
-        assert (tmp_path/f"{t.name}_2.safetensors").stat().st_mtime_ns == stamp and all(torch.equal(a, b) for a, b in zip(nets["teacher"].state_dict().values(), again["teacher"].state_dict().values()))
-        row = compare_run(Small, tmp_path, "cpu", dict(task=t.name, name="x", formula="l1 + 0.1*adversarial", settings={}, lr=1e-3, width=t.widths[1], seed=0, steps=2, budget="steps"))
-        assert ("psnr_truth" in row["figures"]) == (base is not Faces32) and {"frechet_teacher", "frechet_real", "psnr", "ssim", "nats_per_dim"} <= row["figures"].keys()
+        assert (tmp_path / f"{t.name}_2.safetensors").stat().st_mtime_ns == stamp and all(
+            torch.equal(a, b)
+            for a, b in zip(nets["teacher"].state_dict().values(), again["teacher"].state_dict().values())
+        )
+        row = compare_run(
+            Small,
+            tmp_path,
+            "cpu",
+            dict(
+                task=t.name,
+                name="x",
+                formula="l1 + 0.1*adversarial",
+                settings={},
+                lr=1e-3,
+                width=t.widths[1],
+                seed=0,
+                steps=2,
+                budget="steps",
+            ),
+        )
+        assert ("psnr_truth" in row["figures"]) == (base is not Faces32) and {
+            "frechet_teacher",
+            "frechet_real",
+            "psnr",
+            "ssim",
+            "nats_per_dim",
+        } <= row["figures"].keys()
         assert any("EyeFeatures" in p for p in row["protocols"]) and row["macs"] > 0 and row["latency_ms"] > 0
         json.dumps(row, allow_nan=False)
         if base is not Faces32:
             a, b = t.crops("train", 2, 0).photos.names, t.crops("test", 2, 0).photos.names
             assert not set(a) & set(b)
-    finally: del CompareTask.registry[base.name + "_small"]
+    finally: del Workload.registry[base.name + "_small"]
 
 
 def test_certified_values(plugin, tmp_path):
@@ -150,25 +288,44 @@ def test_certified_values(plugin, tmp_path):
         kw = dict(methods="l1", widths=[8], seeds=1, steps=2, device="cpu", progress=False)
         plain, = compare(tmp_path, "tiny_certified", **kw)
         row, = compare(tmp_path, "tiny_certified", certified=200, **kw)
-    finally: del CompareTask.registry["tiny_certified"]
-    assert row["key"] != plain["key"] and row["last"] == plain["last"] and math.isfinite(row["figures"]["certified_per_dim"]) and "certified_per_dim" not in plain["figures"]
+    finally: del Workload.registry["tiny_certified"]
+    assert (
+        row["key"] != plain["key"]
+        and row["last"] == plain["last"]
+        and math.isfinite(row["figures"]["certified_per_dim"])
+        and "certified_per_dim" not in plain["figures"]
+    )
     assert any("200 pairs, 4x4" in p for p in row["protocols"])
 
 
 def test_pool(plugin, tmp_path):
-    "With a pool, a method that looks at pictures never calls the teacher, one that looks inside does; the students are those that a live teacher makes."
+    """With a pool, a method that looks at pictures never calls the teacher, one that looks inside does; the
+    students are those that a live teacher makes.
+    """
     from tiny_plugin import Tiny
-    from vemi_kit.compare import student_run
+    from vemi_kit.study.runner import student_run
     task, calls = Tiny(), []
-    nets = task.teacher(); pool, answers = task.answers(nets["teacher"], 40, tmp_path)
+    nets = task.teacher()
+    pool, answers = task.answers(nets["teacher"], 40, tmp_path)
     nets["teacher"].register_forward_hook(lambda *_: calls.append(1))
     spec = dict(settings={}, lr=1e-2, width=8, seed=0, steps=3)
     weights = lambda run: torch.cat([p.flatten() for p in run.student.parameters()])
-    with_cache = weights(student_run(task, nets, dict(spec, formula="l1"), pool=(pool, answers))[0]); assert not calls
-    assert torch.allclose(with_cache, weights(student_run(task, nets, dict(spec, formula="l1"), pool=(pool, nets["teacher"]))[0]), atol=1e-6) and len(calls) > 2
-    calls.clear(); student_run(task, nets, dict(spec, formula="l1 + 0.1*crd"), pool=(pool, answers)); assert len(calls) > 2
+    with_cache = weights(student_run(task, nets, dict(spec, formula="l1"), pool=(pool, answers))[0])
+    assert not calls
+    assert (
+        torch.allclose(
+            with_cache,
+            weights(student_run(task, nets, dict(spec, formula="l1"), pool=(pool, nets["teacher"]))[0]),
+            atol=1e-6,
+        )
+        and len(calls) > 2
+    )
+    calls.clear()
+    student_run(task, nets, dict(spec, formula="l1 + 0.1*crd"), pool=(pool, answers))
+    assert len(calls) > 2
     kw = dict(methods="l1", widths=[8], seeds=1, steps=2, device="cpu", progress=False)
-    fresh, = compare(tmp_path, "tiny", **kw); pooled, = compare(tmp_path, "tiny", pool=40, **kw)
+    fresh, = compare(tmp_path, "tiny", **kw)
+    pooled, = compare(tmp_path, "tiny", pool=40, **kw)
     assert fresh["key"] != pooled["key"] and pooled["pool"] == 40 and fresh["figures"] != pooled["figures"]
     for bad in (-1, 3):
         with pytest.raises(ValueError, match="at least a batch of"): compare(tmp_path, "tiny", pool=bad, **kw)
@@ -177,7 +334,8 @@ def test_pool(plugin, tmp_path):
 def test_statistics_against_scipy():
     stats = pytest.importorskip("scipy.stats")
     for dof in (1, 2, 5, 30):
-        for level in (.9, .95, .99): assert math.isclose(t_quantile(dof, level), stats.t.ppf((1+level)/2, dof), rel_tol=1e-4)
+        for level in (.9, .95, .99):
+            assert math.isclose(t_quantile(dof, level), stats.t.ppf((1+level)/2, dof), rel_tol=1e-4)
     g = torch.Generator().manual_seed(0)
     x, y = torch.randint(0, 6, (40,), generator=g).double(), torch.randn(40, generator=g).double()
     assert math.isclose(rank_correlation(x, y), stats.spearmanr(x, y).statistic, abs_tol=1e-12)

@@ -20,18 +20,39 @@ def test_installed_command_and_its_report(tmp_path):
     "The entry point that the installer made; all default methods."
     exe = shutil.which("vemi_demo", path=os.path.dirname(sys.executable)) or shutil.which("vemi_demo")
     assert exe, "console command not installed"
-    p = subprocess.run([exe, "--seeds", "1", "--steps", "10", "--out", "rep", "--device", "cpu"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    p = subprocess.run(
+        [exe, "--seeds", "1", "--steps", "10", "--out", "rep", "--device", "cpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert p.returncode == 0, p.stderr
     r = check_report(tmp_path/"rep", 5, True)
     assert r["costs"]["macs_ratio"] >= 20
-    assert "| l1 + adversarial + vem | 1 |" in p.stdout and "it/s" in p.stderr      # the table, and a progress bar
-    assert {x["methods"] for x in r["runs"]} == {"l1", "vid", "l1 + vem", "l1 + adversarial", "l1 + adversarial + vem"}
+    # the table, and a progress bar
+    assert "| l1 + adversarial + vem | 1 |" in p.stdout and "it/s" in p.stderr
+    assert {x["methods"] for x in r["runs"]} == {
+        "l1",
+        "vid",
+        "l1 + vem",
+        "l1 + adversarial",
+        "l1 + adversarial + vem",
+    }
     vem = next(x for x in r["runs"] if x["methods"] == "l1 + vem")
-    assert {"vem/energy_pos", "vem/gap", "vem/drift", "vem/share"} <= set(vem["history"][0]) and "nats" in vem["held_out"][0]
+    assert {"vem/energy_pos", "vem/gap", "vem/drift", "vem/share"} <= set(
+        vem["history"][0]
+    ) and "nats" in vem["held_out"][0]
 
 
 def test_ctrl_c_leaves_a_valid_partial_report(tmp_path, wait_for):
-    p = subprocess.Popen([*COMMAND, "--seeds", "50", "--steps", "8", "--methods", "l1", "--out", "rep", "--device", "cpu"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen(
+        [*COMMAND, "--seeds", "50", "--steps", "8", "--methods", "l1", "--out", "rep", "--device", "cpu"],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     report = tmp_path/"rep/report.json"
     wait_for(lambda: report.exists() and len(json.loads(report.read_text())["runs"]) >= 2, p)
     p.send_signal(signal.SIGINT)
@@ -43,7 +64,13 @@ def test_ctrl_c_leaves_a_valid_partial_report(tmp_path, wait_for):
 
 
 def test_ctrl_c_before_the_first_run_says_so(tmp_path):
-    p = subprocess.Popen([*COMMAND, "--retrain-teacher", "--out", "rep", "--device", "cpu"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen(
+        [*COMMAND, "--retrain-teacher", "--out", "rep", "--device", "cpu"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     for line in iter(lambda: p.stderr.read(40), ""):
         if "training the GAN" in line: break
     p.send_signal(signal.SIGINT)
@@ -52,8 +79,28 @@ def test_ctrl_c_before_the_first_run_says_so(tmp_path):
 
 
 def test_retrained_teacher(tmp_path):
-    p = subprocess.run([*COMMAND, "--seeds", "1", "--steps", "4", "--methods", "l1", "--retrain-teacher", "--teacher-steps", "3", "--out", "rep", "--device", "cpu"],
-                       cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    p = subprocess.run(
+        [
+            *COMMAND,
+            "--seeds",
+            "1",
+            "--steps",
+            "4",
+            "--methods",
+            "l1",
+            "--retrain-teacher",
+            "--teacher-steps",
+            "3",
+            "--out",
+            "rep",
+            "--device",
+            "cpu",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert p.returncode == 0, p.stderr
     assert (tmp_path/"rep/teacher.safetensors").stat().st_size < 1_000_000
     check_report(tmp_path/"rep", 1, True)

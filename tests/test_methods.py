@@ -2,24 +2,47 @@
 import copy
 import pytest, torch, torch.nn.functional as F
 from torch import nn
-from vemi_kit.workloads import KINDS, Same
+from vemi_kit.study.combinations import KINDS, Same
 from vemi_kit.core import set_seed
-from vemi_kit.distill import Callback, History, distill
+from vemi_kit.callbacks import Callback, History
+from vemi_kit.distill import distill
 from vemi_kit.methods.base import Method, Objective
 from vemi_kit.methods.cagc import contrast_mask
-from vemi_kit.students import prune
+from vemi_kit.pruning import prune
 from vemi_kit.zoo.dcgan import SNDiscriminator
 
 
-METHODS = ["l1", "l2", "ssim", "style", "perceptual", "tv", "vid", "vid_features", "features", "channel", "attention", "similarity", "crd", "cat", "cagc", "adversarial", "omgd"]
-GAMES = ("adversarial", "omgd")                                                           # somebody else moves, so the student's loss need not fall
+METHODS = [
+    "l1",
+    "l2",
+    "ssim",
+    "style",
+    "perceptual",
+    "tv",
+    "vid",
+    "vid_features",
+    "features",
+    "channel",
+    "attention",
+    "similarity",
+    "crd",
+    "cat",
+    "cagc",
+    "adversarial",
+    "omgd",
+]
+# somebody else moves, so the student's loss need not fall
+GAMES = ("adversarial", "omgd")
 
 
 @pytest.fixture(scope="module")
 def task():
     made = {}
     def get(name):
-        if name not in made: set_seed(0); made[name] = KINDS[name](); made[name]["batch"] = made[name]["data"].batch(0)
+        if name not in made:
+            set_seed(0)
+            made[name] = KINDS[name]()
+            made[name]["batch"] = made[name]["data"].batch(0)
         return made[name]
     return get
 
@@ -32,9 +55,25 @@ def run(t, formula, n_steps=6, lr=2e-3, **kw):
     set_seed(0)
     teacher, student = t["teacher"], copy.deepcopy(t["student"])
     names = [f.split("*")[-1].strip() for f in formula.split("+")]
-    objective = Objective(formula, **{k: t[k] for k in ("adversarial", "omgd", "cagc") if k in names and k in t}, vem=dict(n_steps=4))
+    objective = Objective(
+        formula,
+        **{k: t[k] for k in ("adversarial", "omgd", "cagc") if k in names and k in t},
+        vem=dict(n_steps=4),
+    )
     was = [copy.deepcopy(list(n.state_dict().values())) for n in (teacher, student)]
-    r = distill(teacher, student, Same(t["batch"]), objective, n_steps=n_steps, lr=lr, device="cpu", progress=False, log_every=n_steps-1, **t.get("kw", {}), **kw)
+    r = distill(
+        teacher,
+        student,
+        Same(t["batch"]),
+        objective,
+        n_steps=n_steps,
+        lr=lr,
+        device="cpu",
+        progress=False,
+        log_every=n_steps - 1,
+        **t.get("kw", {}),
+        **kw,
+    )
     return r, *was
 
 
@@ -44,25 +83,46 @@ def test_alone_and_with_vem(task, name, method):
     t = task(name)
     for formula in (method, f"{method} + vem"):
         r, teacher_was, student_was = run(t, formula)
-        assert same(r.teacher.state_dict().values(), teacher_was) and all(p.grad is None and p.requires_grad for p in r.teacher.parameters())
-        assert not same([p for p in r.student.parameters()], [w for w, k in zip(student_was, r.student.state_dict()) if k in dict(r.student.named_parameters())])
+        assert same(r.teacher.state_dict().values(), teacher_was) and all(
+            p.grad is None and p.requires_grad for p in r.teacher.parameters()
+        )
+        assert not same(
+            [p for p in r.student.parameters()],
+            [
+                w
+                for w, k in zip(student_was, r.student.state_dict())
+                if k in dict(r.student.named_parameters())
+            ],
+        )
         first, last = r[History].rows[0], r[History].rows[-1]
         if method not in GAMES: assert last[method] < first[method], (formula, first[method], last[method])
         assert not any(m._forward_hooks for n in (r.teacher, r.student) for m in n.modules())
         trained, methods = {id(p) for g in r.opt.param_groups for p in g["params"]}, r.objective.methods
-        assert {id(p) for p in r.student.parameters()} <= trained and not trained & {id(p) for p in r.teacher.parameters()}
+        assert {id(p) for p in r.student.parameters()} <= trained and not trained & {
+            id(p) for p in r.teacher.parameters()
+        }
         if "vem" in formula:
             vem = methods["vem"].vem
-            assert vem.n_updates == 6 and not trained & {id(p) for p in vem.energy.parameters()} and all(p.grad is None for p in vem.energy.parameters())
+            assert (
+                vem.n_updates == 6
+                and not trained & {id(p) for p in vem.energy.parameters()}
+                and all(p.grad is None for p in vem.energy.parameters())
+            )
             assert "vem/gap" in last and "vem/drift" in last
-        for m in methods.values():                                                        # what is private stays private: discriminators, online teachers, eyes
-            private = [p for k in ("discriminator", "teachers", "critics", "eyes", "terms") for p in getattr(m, k, nn.Module()).parameters()]
+        # what is private stays private: discriminators, online teachers, eyes
+        for m in methods.values():
+            private = [
+                p
+                for k in ("discriminator", "teachers", "critics", "eyes", "terms")
+                for p in getattr(m, k, nn.Module()).parameters()
+            ]
             assert not trained & {id(p) for p in private}
 
 
 def test_every_method_is_tried():
     import vemi_kit.methods as folder, pkgutil
-    ours = {k for k, v in Method.registry.items() if v.__module__.startswith("vemi_kit.methods.")}      # `truth` belongs to 50_enhance and is tried in its tests
+    # `truth` belongs to 50_enhance and is tried in its tests
+    ours = {k for k, v in Method.registry.items() if v.__module__.startswith("vemi_kit.methods.")}
     assert ours == {*METHODS, "vem"}, ours ^ {*METHODS, "vem"}
     assert len(list(pkgutil.iter_modules(folder.__path__))) >= 10
 
@@ -73,8 +133,19 @@ def test_one_forward_a_step(task):
     counts = {}
     for n in (3, 7):
         student, calls = copy.deepcopy(t["student"]), dict(teacher=0, student=0)
-        hooks = [net.register_forward_pre_hook(lambda m, x, k=k: calls.__setitem__(k, calls[k]+1)) for k, net in (("teacher", t["teacher"]), ("student", student))]
-        distill(t["teacher"], student, Same(t["batch"]), "l1 + features + cat + crd + attention + vem", n_steps=n, device="cpu", progress=False)
+        hooks = [
+            net.register_forward_pre_hook(lambda m, x, k=k: calls.__setitem__(k, calls[k] + 1))
+            for k, net in (("teacher", t["teacher"]), ("student", student))
+        ]
+        distill(
+            t["teacher"],
+            student,
+            Same(t["batch"]),
+            "l1 + features + cat + crd + attention + vem",
+            n_steps=n,
+            device="cpu",
+            progress=False,
+        )
         counts[n] = dict(calls)
         for h in hooks: h.remove()
     assert {k: counts[7][k]-counts[3][k] for k in calls} == dict(teacher=4, student=4)
@@ -83,7 +154,8 @@ def test_one_forward_a_step(task):
 def test_with_pruned_students(task):
     "CAT and CAGC on students that were cut out of the teacher, StyleGAN2 included."
     for name, formula, kw in (("unconditional", "5*l1 + cat + vem", dict(importance="scale")), ("stylegan2", "cagc + 0.01*adversarial + vem", dict(importance="content")), ("unconditional", "cagc + 0.01*adversarial", dict(importance="content"))):
-        t = dict(task(name)); t["student"] = prune(t["teacher"], macs_ratio=3, sample=t["batch"], **kw).train()
+        t = dict(task(name))
+        t["student"] = prune(t["teacher"], macs_ratio=3, sample=t["batch"], **kw).train()
         r, *_ = run(t, formula, n_steps=8)
         key = "cat" if "cat" in formula else "cagc"
         assert r[History][key][-1] < r[History][key][0]
@@ -91,10 +163,16 @@ def test_with_pruned_students(task):
 
 @pytest.fixture(scope="module")
 def vgg16(tmp_path_factory):
-    "A file laid out as torchvision's VGG16 and its tensors. They are drawn at random: true weights decide what LPIPS sees, not how it is computed."
+    """A file laid out as torchvision's VGG16 and its tensors. They are drawn at random: true weights decide
+    what LPIPS sees, not how it is computed.
+    """
     state, c, g = {}, 3, torch.Generator().manual_seed(0)
     for i, o in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (64, 64, 128, 128, 256, 256, 256, *[512]*6)):
-        state |= {f"features.{i}.weight": torch.randn(o, c, 3, 3, generator=g)*(2/(9*c))**.5, f"features.{i}.bias": .1*torch.randn(o, generator=g)}; c = o
+        state |= {
+            f"features.{i}.weight": torch.randn(o, c, 3, 3, generator=g) * (2 / (9 * c)) ** 0.5,
+            f"features.{i}.bias": 0.1 * torch.randn(o, generator=g),
+        }
+        c = o
     path = tmp_path_factory.mktemp("vgg")/"vgg16.pth"
     torch.save({**state, "classifier.0.weight": torch.zeros(1)}, path)
     return path, state
@@ -103,12 +181,23 @@ def vgg16(tmp_path_factory):
 def lpips_by_hand(state, x, y):
     "LPIPS 0.1 from the file's tensors, layer by layer (Zhang et al. 2018, section 3)."
     import torchmetrics, pathlib
-    lin = torch.load(pathlib.Path(torchmetrics.__file__).parent/"functional/image/lpips_models/vgg.pth", map_location="cpu", weights_only=True)
-    shift, scale = torch.tensor([-.030, -.088, -.188]).view(3, 1, 1), torch.tensor([.458, .448, .450]).view(3, 1, 1)
+    lin = torch.load(
+        pathlib.Path(torchmetrics.__file__).parent / "functional/image/lpips_models/vgg.pth",
+        map_location="cpu",
+        weights_only=True,
+    )
+    shift, scale = (
+        torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1),
+        torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1),
+    )
     a, b, total = (x-shift)/scale, (y-shift)/scale, 0.
     for level, group in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))):
         if level: a, b = (F.max_pool2d(v, 2) for v in (a, b))
-        for i in group: a, b = (F.conv2d(v, state[f"features.{i}.weight"], state[f"features.{i}.bias"], padding=1).relu() for v in (a, b))
+        for i in group:
+            a, b = (
+                F.conv2d(v, state[f"features.{i}.weight"], state[f"features.{i}.bias"], padding=1).relu()
+                for v in (a, b)
+            )
         unit = lambda v: v/(v.pow(2).sum(1, keepdim=True).sqrt()+1e-10)
         total = total + F.conv2d((unit(a)-unit(b))**2, lin[f"lin{level}.model.1.weight"]).mean((1, 2, 3))
     return total
@@ -116,30 +205,55 @@ def lpips_by_hand(state, x, y):
 
 @pytest.mark.parametrize("name", ["unconditional", "stylegan2"])
 def test_cagc_with_lpips(task, vgg16, name):
-    "The published recipe from end to end with VGG16's file: cut by content, then masked L1 and LPIPS next to the discriminator."
+    """The published recipe from end to end with VGG16's file: cut by content, then masked L1 and LPIPS next
+    to the discriminator.
+    """
     path, state = vgg16
-    t = dict(task(name), cagc=dict(weights=path)); t["student"] = prune(t["teacher"], macs_ratio=3, sample=t["batch"], importance="content", mask=contrast_mask).train()
+    t = dict(task(name), cagc=dict(weights=path))
+    t["student"] = prune(
+        t["teacher"], macs_ratio=3, sample=t["batch"], importance="content", mask=contrast_mask
+    ).train()
     r, *_ = run(t, "cagc + 0.01*adversarial", n_steps=8)
     first, last = r[History].rows[0], r[History].rows[-1]
     assert last["cagc"] < first["cagc"] and last["cagc/perceptual"] < first["cagc/perceptual"]
     method = r.objective.methods["cagc"]
     assert "mask contrast_mask; LPIPS of VGG16" in r.objective.notes()["cagc"]
-    assert all(torch.equal(v, state[f"features.{k}"]) for k, v in method.distance.body.state_dict().items())          # the eyes do not learn
-    with torch.no_grad(): a = r.teacher(t["batch"]); b = r.student(t["batch"]).clamp(-1, 1)
+    # the eyes do not learn
+    assert all(torch.equal(v, state[f"features.{k}"]) for k, v in method.distance.body.state_dict().items())
+    with torch.no_grad():
+        a = r.teacher(t["batch"])
+        b = r.student(t["batch"]).clamp(-1, 1)
     mask = contrast_mask(a)
     _, figures = method.loss(None, a, b)
-    assert figures["perceptual"] == pytest.approx(lpips_by_hand(state, *((v*mask).expand(-1, 3, -1, -1) for v in (a.clamp(-1, 1), b))).mean().item(), rel=1e-4)
+    assert figures["perceptual"] == pytest.approx(
+        lpips_by_hand(state, *((v * mask).expand(-1, 3, -1, -1) for v in (a.clamp(-1, 1), b))).mean().item(),
+        rel=1e-4,
+    )
 
 
 @pytest.mark.parametrize("formula", ["cagc", "perceptual", "omgd"])
 def test_fixed_features_stay_out_of_checkpoints(task, vgg16, tmp_path, formula):
-    "A checkpoint says whose features were used, does not hold them, and is no checkpoint of a run with others."
+    """A checkpoint says whose features were used, does not hold them, and is no checkpoint of a run with
+    others.
+    """
     path, state = vgg16
-    go = lambda weights, **kw: distill(t["teacher"], copy.deepcopy(t["student"]), Same(t["batch"]), Objective(formula, **{formula: {**t.get(formula, {}), "weights": weights}}), n_steps=2, device="cpu", progress=False, out=tmp_path, **kw)
-    t = task("paired"); go(path)
+    go = lambda weights, **kw: distill(
+        t["teacher"],
+        copy.deepcopy(t["student"]),
+        Same(t["batch"]),
+        Objective(formula, **{formula: {**t.get(formula, {}), "weights": weights}}),
+        n_steps=2,
+        device="cpu",
+        progress=False,
+        out=tmp_path,
+        **kw,
+    )
+    t = task("paired")
+    go(path)
     assert (tmp_path/"checkpoint.pt").stat().st_size < path.stat().st_size/2
     go(path, resume=True)
-    was = path.read_bytes(); torch.save({k: 2*v for k, v in state.items()}, path)
+    was = path.read_bytes()
+    torch.save({k: 2*v for k, v in state.items()}, path)
     try:
         with pytest.raises(ValueError, match="is of another run"): go(path, resume=True)
     finally: path.write_bytes(was)
@@ -153,29 +267,66 @@ def test_resumed_runs_end_alike(task, tmp_path, formula):
         class Stop(Callback):
             def after_step(self, figures): self.run.stop = self.run.step == n_cut
         set_seed(0)
-        student, objective = copy.deepcopy(t["student"]), Objective(formula, **({"omgd": t["omgd"]} if "omgd" in formula else {}))
-        try: return distill(t["teacher"], student, Same(t["batch"]), objective, n_steps=8, device="cpu", progress=False, callbacks=[Stop()], log_every=2, **kw)
+        student, objective = (
+            copy.deepcopy(t["student"]),
+            Objective(formula, **({"omgd": t["omgd"]} if "omgd" in formula else {})),
+        )
+        try:
+            return distill(
+                t["teacher"],
+                student,
+                Same(t["batch"]),
+                objective,
+                n_steps=8,
+                device="cpu",
+                progress=False,
+                callbacks=[Stop()],
+                log_every=2,
+                **kw,
+            )
         except KeyboardInterrupt: return None
     whole = go()
     assert go(3, out=tmp_path) is None
     again = go(out=tmp_path, resume=True)
-    assert same(whole.student.state_dict().values(), again.student.state_dict().values()) and whole[History].rows == again[History].rows
+    assert (
+        same(whole.student.state_dict().values(), again.student.state_dict().values())
+        and whole[History].rows == again[History].rows
+    )
 
 
 class Labelled(nn.Module):
     "Latent and label to a dict, pictures in [0, 1]."
-    def __init__(self, w): super().__init__(); self.emb, self.body = nn.Embedding(10, 8), nn.Sequential(nn.Linear(16, w), nn.ReLU(), nn.Linear(w, 64), nn.Sigmoid())
-    def forward(self, z, label): return dict(image=self.body(torch.cat([z, self.emb(label)], 1)).view(-1, 1, 8, 8), label=label)
+    def __init__(self, w):
+        super().__init__()
+        self.emb, self.body = (
+            nn.Embedding(10, 8),
+            nn.Sequential(nn.Linear(16, w), nn.ReLU(), nn.Linear(w, 64), nn.Sigmoid()),
+        )
+    def forward(self, z, label):
+        return dict(image=self.body(torch.cat([z, self.emb(label)], 1)).view(-1, 1, 8, 8), label=label)
 
 
 def test_conditional_inputs_dicts_and_other_ranges():
-    set_seed(0); teacher, student = Labelled(32), Labelled(4)
+    set_seed(0)
+    teacher, student = Labelled(32), Labelled(4)
     z, label = torch.randn(40, 8), torch.arange(40) % 10
     for batch in (dict(z=z, label=label), (z, label), dict(label=label, z=z, extra=["text"])):
         s = copy.deepcopy(student)
-        r = distill(teacher, s, Same(batch), "l1 + vem", n_steps=6, device="cpu", progress=False, log_every=5, value_range=(0, 1), lr=1e-2)
+        r = distill(
+            teacher,
+            s,
+            Same(batch),
+            "l1 + vem",
+            n_steps=6,
+            device="cpu",
+            progress=False,
+            log_every=5,
+            value_range=(0, 1),
+            lr=1e-2,
+        )
         assert r[History]["l1"][-1] < r[History]["l1"][0]
-    with pytest.warns(UserWarning, match="value_range"): distill(teacher, s, Same(batch), "l1", n_steps=1, device="cpu", progress=False)
+    with pytest.warns(UserWarning, match="value_range"):
+        distill(teacher, s, Same(batch), "l1", n_steps=1, device="cpu", progress=False)
     data = torch.utils.data.DataLoader([dict(z=a, label=b) for a, b in zip(z, label)], batch_size=8)
     distill(teacher, s, data, "l1", n_steps=6, device="cpu", progress=False, value_range=(0, 1))
 
@@ -194,10 +345,36 @@ def test_what_does_not_fit_is_said_before_work(batch, kw, message):
 
 
 def test_methods_that_cannot_work_say_so(task):
-    t = task("unconditional"); one = Same(t["batch"][:1])
+    t = task("unconditional")
+    one = Same(t["batch"][:1])
     for formula in ("cat", "crd", "similarity"):
-        with pytest.raises(ValueError, match="two"): distill(t["teacher"], copy.deepcopy(t["student"]), one, formula, n_steps=1, device="cpu", progress=False)
+        with pytest.raises(ValueError, match="two"):
+            distill(
+                t["teacher"],
+                copy.deepcopy(t["student"]),
+                one,
+                formula,
+                n_steps=1,
+                device="cpu",
+                progress=False,
+            )
     with pytest.raises(ValueError, match="needs paired batches"):
-        distill(t["teacher"], copy.deepcopy(t["student"]), Same(t["batch"]), Objective("adversarial", adversarial=dict(t["adversarial"], real="target")), n_steps=1, device="cpu", progress=False)
+        distill(
+            t["teacher"],
+            copy.deepcopy(t["student"]),
+            Same(t["batch"]),
+            Objective("adversarial", adversarial=dict(t["adversarial"], real="target")),
+            n_steps=1,
+            device="cpu",
+            progress=False,
+        )
     with pytest.raises(TypeError, match="no number of blocks"):
-        distill(t["teacher"], copy.deepcopy(t["student"]), Same(t["batch"]), Objective("omgd", omgd=dict(discriminator=SNDiscriminator(16, 1, 8))), n_steps=1, device="cpu", progress=False)
+        distill(
+            t["teacher"],
+            copy.deepcopy(t["student"]),
+            Same(t["batch"]),
+            Objective("omgd", omgd=dict(discriminator=SNDiscriminator(16, 1, 8))),
+            n_steps=1,
+            device="cpu",
+            progress=False,
+        )

@@ -6,8 +6,18 @@ import pytest
 
 root = Path(__file__).parent.parent
 notebooks = sorted((root/"nbs").rglob("*.ipynb"))
-ini = ConfigParser(delimiters=["="]); ini.read(root/"settings.ini")
-EXTRAS = ["sklearn", "skimage", "ipywidgets", "jupyterlab", "nbdev", "execnb", "scipy.linalg", "torch_pruning"]
+ini = ConfigParser(delimiters=["="])
+ini.read(root/"settings.ini")
+EXTRAS = [
+    "sklearn",
+    "skimage",
+    "ipywidgets",
+    "jupyterlab",
+    "nbdev",
+    "execnb",
+    "scipy.linalg",
+    "torch_pruning",
+]
 
 
 def python(code, cwd):
@@ -24,22 +34,30 @@ for m in pkgutil.walk_packages(vemi_kit.__path__, 'vemi_kit.'):
 from vemi_kit.vem import VEM
 t = torch.zeros(2,1,16,16); s = torch.zeros(2,1,16,16, requires_grad=True)
 v = VEM.like(t, s); v.tighten(t, s); v.loss(t, s).backward(); assert s.grad is not None
-from vemi_kit.data import digits
+from vemi_kit.data.pictures import digits
 try: digits()
 except ImportError as e: print(e)
 from vemi_kit.schedules import schedule_designer
 try: schedule_designer()
 except ImportError as e: print(e)
-from vemi_kit.students import prune
+from vemi_kit.pruning import prune
 try: prune(torch.nn.Conv2d(3, 3, 1), macs_ratio=2, sample=torch.zeros(1,3,8,8))
 except ImportError as e: print(e)
 """, tmp_path)
     assert r.returncode == 0, r.stderr
-    assert "pip install 'vemi_kit[demo]'" in r.stdout and "pip install 'vemi_kit[explore]'" in r.stdout and "pip install 'vemi_kit[prune]'" in r.stdout
+    assert (
+        "pip install 'vemi_kit[demo]'" in r.stdout
+        and "pip install 'vemi_kit[explore]'" in r.stdout
+        and "pip install 'vemi_kit[prune]'" in r.stdout
+    )
 
 
 def test_missing_extra_stops_the_demo_with_the_pip_command(tmp_path):
-    r = python("import sys; sys.modules['sklearn'] = None\nfrom vemi_kit.bench import vemi_demo\nsys.exit(vemi_demo(['--steps','2']))", tmp_path)
+    r = python(
+        "import sys; sys.modules['sklearn'] = None\nfrom vemi_kit.bench import "
+        "vemi_demo\nsys.exit(vemi_demo(['--steps','2']))",
+        tmp_path,
+    )
     assert r.returncode == 1 and "pip install 'vemi_kit[demo]'" in r.stderr
 
 
@@ -50,7 +68,10 @@ def test_shipped_weights_are_small():
 
 
 def cells(path):
-    return [(c["cell_type"], "".join(c["source"]), c.get("outputs", [])) for c in json.loads(path.read_text())["cells"]]
+    return [
+        (c["cell_type"], "".join(c["source"]), c.get("outputs", []))
+        for c in json.loads(path.read_text())["cells"]
+    ]
 
 
 def number(name):
@@ -93,7 +114,11 @@ def test_every_module_has_a_notebook_and_public_things_are_documented():
 
 def test_readme_has_the_two_commands_and_is_generated():
     text = (root/"README.md").read_text()
-    assert "&& vemi_demo" in text and "nbdev_test --n_workers 2" in text and "pytest -q -n 2 --dist loadfile --doctest-modules vemi_kit tests" in text
+    assert (
+        "&& vemi_demo" in text
+        and "nbdev_test --n_workers 2" in text
+        and "pytest -q -n 2 --dist loadfile --doctest-modules vemi_kit tests" in text
+    )
     assert "pip install -c constraints.txt -e \".[demo]\"" in text
     assert "#|" not in text and "RESULTS" not in text
 
@@ -102,4 +127,5 @@ def test_ci_runs_the_readme_s_test_command():
     command = re.search(r'-e "\.\[dev\]" && (.*)', (root/"README.md").read_text()).group(1)
     lines = [l.strip() for l in (root/".ci/run").read_text().splitlines()]
     assert all(any(l.endswith(part.strip()) for l in lines) for part in command.split("&&"))
-    assert lines[-1] == command.split("&&")[-1].strip()                          # pytest's closing line comes last
+    # pytest's closing line comes last
+    assert lines[-1] == command.split("&&")[-1].strip()

@@ -3,7 +3,7 @@ import copy, json
 from pathlib import Path
 import pytest, torch
 from vemi_kit.core import set_seed
-from vemi_kit.data import faces, resize
+from vemi_kit.data.pictures import faces, resize
 from vemi_kit.vem import VEM
 from vemi_kit.zoo.translators import ResNetGenerator
 
@@ -11,40 +11,63 @@ from vemi_kit.zoo.translators import ResNetGenerator
 def cell(start):
     "Source of the tutorial's cell with this line, up to the first line that is not part of the definition."
     nb = json.loads((Path(__file__).parent.parent/"nbs/tutorials/plug_in.ipynb").read_text())
-    return next("".join(c["source"]) for c in nb["cells"] if start in "".join(c["source"]) and c["cell_type"] == "code")
+    return next(
+        "".join(c["source"])
+        for c in nb["cells"]
+        if start in "".join(c["source"]) and c["cell_type"] == "code"
+    )
 
 
 def pair():
-    set_seed(0); x = faces(16)[:32]
+    set_seed(0)
+    x = faces(16)[:32]
     teacher = ResNetGenerator(8, 1, 1, 1).eval()
     with torch.no_grad(): return teacher, ResNetGenerator(4, 1, 1, 1), x, teacher(x)
 
 
 def test_lightning(tmp_path):
     pl = pytest.importorskip("pytorch_lightning")
-    scope = dict(torch=torch, VEM=VEM); exec(cell("class StudentModule"), scope)
+    scope = dict(torch=torch, VEM=VEM)
+    exec(cell("class StudentModule"), scope)
     teacher, student, x, t = pair()
     l1 = lambda: (student(x)-t).abs().mean().item()
     before, was = l1(), copy.deepcopy(list(teacher.state_dict().values()))
     module = scope["StudentModule"](teacher, student, step_size=20.)
-    trainer = pl.Trainer(max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path)
+    trainer = pl.Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
     trainer.fit(module, torch.utils.data.DataLoader(x, batch_size=8))
     assert l1() < before and module.vem.n_updates == 16 and "gap" in trainer.callback_metrics
-    assert all(torch.equal(a, b) for a, b in zip(teacher.state_dict().values(), was)) and not any("_teacher" in k for k in module.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(teacher.state_dict().values(), was)) and not any(
+        "_teacher" in k for k in module.state_dict()
+    )
     optimised = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
     assert optimised == {id(p) for p in student.parameters()}
 
 
 def test_fastai():
-    learner = pytest.importorskip("fastai.learner"); core = pytest.importorskip("fastai.callback.core"); data = pytest.importorskip("fastai.data.core")
+    learner = pytest.importorskip("fastai.learner")
+    core = pytest.importorskip("fastai.callback.core")
+    data = pytest.importorskip("fastai.data.core")
     scope = dict(torch=torch, VEM=VEM, ResNetGenerator=ResNetGenerator)
     exec(cell("def term_callback").split("\nclass TinyLearner")[0], scope)
     teacher, student, x, t = pair()
     set_ = torch.utils.data.TensorDataset(x, t)
-    dls = data.DataLoaders(*[data.TfmdDL(set_, bs=8, device=torch.device("cpu"), num_workers=0) for _ in range(2)], device=torch.device("cpu"))
+    dls = data.DataLoaders(
+        *[data.TfmdDL(set_, bs=8, device=torch.device("cpu"), num_workers=0) for _ in range(2)],
+        device=torch.device("cpu"),
+    )
     cb = scope["term_callback"](core.Callback)(step_size=20.)
     before = (student(x)-t).abs().mean().item()
     learn = learner.Learner(dls, student, loss_func=lambda s, y: (s-y).abs().mean(), lr=3e-3, cbs=[cb])
     with learn.no_logging(): learn.fit(3)
-    assert (student.eval()(x)-t).abs().mean().item() < before and cb.vem.n_updates == 12 and len(cb.gaps) == 12
+    assert (
+        (student.eval()(x) - t).abs().mean().item() < before and cb.vem.n_updates == 12 and len(cb.gaps) == 12
+    )
     assert {id(p) for p in learn.opt.all_params().itemgot(0)} == {id(p) for p in student.parameters()}

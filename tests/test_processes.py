@@ -6,9 +6,12 @@ SCRIPT = """
 import sys, time, torch
 from pathlib import Path
 from torch import nn
-from vemi_kit.core import process_index, set_seed
-from vemi_kit.data import Batches, Latents, digits
-from vemi_kit.distill import Callback, Checkpoint, Distiller, History
+from vemi_kit.core import set_seed
+from vemi_kit.processes import process_index
+from vemi_kit.data.pictures import digits
+from vemi_kit.data.batches import Batches, Latents
+from vemi_kit.callbacks import Callback, Checkpoint, History
+from vemi_kit.distill import Distiller
 from vemi_kit.methods.features import Features
 from vemi_kit.methods.l1 import L2
 from vemi_kit.methods.omgd import OMGD
@@ -59,9 +62,15 @@ go("plain", Wish(), name="stopped"); go("plain", resume=root/"stopped/run.pt", n
 
 
 def launch(folder, n):
-    out = folder/f"processes_{n}"; out.mkdir()
+    out = folder/f"processes_{n}"
+    out.mkdir()
     (folder/"script.py").write_text(SCRIPT)
-    cmd = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)] if n > 1 else []), str(folder/"script.py"), str(out)]
+    cmd = [
+        sys.executable,
+        *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)] if n > 1 else []),
+        str(folder / "script.py"),
+        str(out),
+    ]
     r = subprocess.run(cmd, capture_output=True, text=True, timeout=600)
     assert r.returncode == 0, r.stderr
     return out
@@ -72,24 +81,37 @@ def ends(tmp_path_factory):
     "ends(n, kind): what each of n processes held at the end of a run, and its folder."
     folder = tmp_path_factory.mktemp("processes")
     outs = {n: launch(folder, n) for n in (1, 2)}
-    return lambda n, kind: ([torch.load(outs[n]/kind/f"end_{i}.pt", weights_only=True) for i in range(n)], outs[n]/kind)
+    return lambda n, kind: (
+        [torch.load(outs[n] / kind / f"end_{i}.pt", weights_only=True) for i in range(n)],
+        outs[n] / kind,
+    )
 
 
 @pytest.mark.parametrize("kind", ["plain", "vem", "features", "crd", "omgd"])
 def test_two_processes_equal_one(ends, kind):
     (one,), _ = ends(1, kind)
     (a, b), out = ends(2, kind)
-    for y, z in zip(a["state"], b["state"]): assert torch.equal(y, z)                              # both processes hold the same networks
+    # both processes hold the same networks
+    for y, z in zip(a["state"], b["state"]): assert torch.equal(y, z)
     if kind in ("plain", "vem", "features"):
-        for x, y in zip(one["state"], a["state"]): torch.testing.assert_close(x, y, atol=2e-4, rtol=1e-3)     # and they are those of the undivided batch
+        # and they are those of the undivided batch
+        for x, y in zip(one["state"], a["state"]): torch.testing.assert_close(x, y, atol=2e-4, rtol=1e-3)
     assert torch.load(out/"run.pt", weights_only=True)["step"] == 6
-    assert len((out/"history.jsonl").read_text().splitlines()) == 6                                # written once, not once a process
+    # written once, not once a process
+    assert len((out/"history.jsonl").read_text().splitlines()) == 6
 
 
 def test_a_wish_to_stop_travels_with_the_gradients(ends):
-    "One process is asked to stop after step 2: both leave together a step later, no message was sent for it, and the run goes on to where the others ended."
+    """One process is asked to stop after step 2: both leave together a step later, no message was sent for
+    it, and the run goes on to where the others ended.
+    """
     (one,), _ = ends(1, "stopped")
     (a, b), out = ends(2, "stopped")
-    assert (one["step"], a["step"], b["step"]) == (2, 3, 3) and a["messages"] == b["messages"] == 3 and one["messages"] == 0
+    assert (
+        (one["step"], a["step"], b["step"]) == (2, 3, 3)
+        and a["messages"] == b["messages"] == 3
+        and one["messages"] == 0
+    )
     for n in (1, 2):
-        for x, y in zip(ends(n, "plain")[0][-1]["state"], ends(n, "resumed")[0][-1]["state"]): assert torch.equal(x, y)
+        for x, y in zip(ends(n, "plain")[0][-1]["state"], ends(n, "resumed")[0][-1]["state"]):
+            assert torch.equal(x, y)

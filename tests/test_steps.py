@@ -4,10 +4,13 @@ import pytest, torch
 from torch import nn
 from PIL import Image
 from vemi_kit.core import frozen, generator
-from vemi_kit.data import Batches, digits, resize
-from vemi_kit.distill import Distiller, TeacherCache
+from vemi_kit.data.pictures import digits, resize
+from vemi_kit.data.batches import Batches
+from vemi_kit.distill import Distiller
+from vemi_kit.cache import TeacherCache
 from vemi_kit.energy import EnergyNet
-from vemi_kit.steps import longer_steps, vemi_bench_step
+from vemi_kit.study.loops import longer_steps
+from vemi_kit.study.steps import vemi_bench_step
 from vemi_kit.vem import VEM
 
 
@@ -22,27 +25,55 @@ def test_paper_preset_is_what_it_was():
     vem = VEM.like(t, s, seed=3)
     for _ in range(3): stats = vem.tighten(t, s)
     x = s.clone().requires_grad_()
-    loss = vem.loss(t, x); loss.backward()
-    got = [stats.energy_pos, stats.energy_neg, stats.loss, stats.drift, stats.move, loss.item(), x.grad.abs().sum().item()]
-    assert got == pytest.approx([0.0161258169, 0.0111585604, 0.00498879747, 0.0816706344, 0.00902981497, 0.000468703191, 0.00256561581], rel=1e-4)
+    loss = vem.loss(t, x)
+    loss.backward()
+    got = [
+        stats.energy_pos,
+        stats.energy_neg,
+        stats.loss,
+        stats.drift,
+        stats.move,
+        loss.item(),
+        x.grad.abs().sum().item(),
+    ]
+    assert got == pytest.approx(
+        [
+            0.0161258169,
+            0.0111585604,
+            0.00498879747,
+            0.0816706344,
+            0.00902981497,
+            0.000468703191,
+            0.00256561581,
+        ],
+        rel=1e-4,
+    )
 
 
 def test_fast_is_the_same_iteration():
-    "Without noise, energies, energy step and the student's gradient agree to rounding; weights go from one form to the other."
+    """Without noise, energies, energy step and the student's gradient agree to rounding; weights go from one
+    form to the other.
+    """
     t, s = pair()
     plain, fast = (VEM.like(t, s, fast=f, noise_std=0., step_size=1.) for f in (False, True))
     with torch.no_grad():
-        for i, p in enumerate(plain.energy.parameters()): p.add_(.05*torch.randn(p.shape, generator=generator(i)))
+        for i, p in enumerate(plain.energy.parameters()):
+            p.add_(.05*torch.randn(p.shape, generator=generator(i)))
     fast.energy.load_state_dict(plain.energy.state_dict())
     grads = []
     for vem in (plain, fast):
         stats = [vem.tighten(t, s) for _ in range(2)][-1]
-        x = s.clone().requires_grad_(); vem.loss(t, x).backward(); grads.append((stats, x.grad))
+        x = s.clone().requires_grad_()
+        vem.loss(t, x).backward()
+        grads.append((stats, x.grad))
     (a, ga), (b, gb) = grads
     for k, v in a:
-        if k != "move": assert dict(b)[k] == pytest.approx(v, rel=1e-3, abs=1e-6), k             # `move` is over what the energy sees
+        # `move` is over what the energy sees
+        if k != "move": assert dict(b)[k] == pytest.approx(v, rel=1e-3, abs=1e-6), k
     assert torch.nn.functional.cosine_similarity(ga.flatten(), gb.flatten(), 0) > .999
-    state = fast.state_dict(); again = VEM.like(t, s, fast=True, seed=7); again.load_state_dict(state)
+    state = fast.state_dict()
+    again = VEM.like(t, s, fast=True, seed=7)
+    again.load_state_dict(state)
     assert dict(again.tighten(t, s)) == dict(fast.tighten(t, s))
 
 
@@ -64,19 +95,26 @@ def small(c=4):
 def test_cached_teacher_same_student(tmp_path):
     teacher, pool = small(8), digits(8)[0][:48]
     cache = TeacherCache(teacher, pool, tmp_path/"t.safetensors", batch_size=16)
-    calls = []; teacher.register_forward_hook(lambda *_: calls.append(1))
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
     cache = TeacherCache(teacher, pool, tmp_path/"t.safetensors", batch_size=16)
-    assert not calls and len(list(tmp_path.iterdir())) == 1                                        # read, not computed
+    # read, not computed
+    assert not calls and len(list(tmp_path.iterdir())) == 1
     states = []
     for t in (teacher, cache):
         student = small(2)
-        Distiller(t, student, "l1 + vem", Batches(pool, 16), n_steps=4, device="cpu").fit(); states.append(copy.deepcopy(student.state_dict()))
+        Distiller(t, student, "l1 + vem", Batches(pool, 16), n_steps=4, device="cpu").fit()
+        states.append(copy.deepcopy(student.state_dict()))
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
     with torch.no_grad(): teacher[0].weight[0, 0, 0, 0] += 1e-3
-    with pytest.raises(ValueError, match="another teacher"): TeacherCache(teacher, pool, tmp_path/"t.safetensors")
-    with pytest.raises(ValueError, match="1 of 3 inputs are not in the pool"): cache(torch.cat([pool[:2], -pool[:1]]))
-    raw = (tmp_path/"t.safetensors").read_bytes(); (tmp_path/"t.safetensors").write_bytes(raw[:-8])
-    with pytest.raises(ValueError, match="cannot be read"): TeacherCache(teacher, pool, tmp_path/"t.safetensors")
+    with pytest.raises(ValueError, match="another teacher"):
+        TeacherCache(teacher, pool, tmp_path/"t.safetensors")
+    with pytest.raises(ValueError, match="1 of 3 inputs are not in the pool"):
+        cache(torch.cat([pool[:2], -pool[:1]]))
+    raw = (tmp_path/"t.safetensors").read_bytes()
+    (tmp_path/"t.safetensors").write_bytes(raw[:-8])
+    with pytest.raises(ValueError, match="cannot be read"):
+        TeacherCache(teacher, pool, tmp_path/"t.safetensors")
 
 
 def test_command(tmp_path, capsys):
@@ -85,14 +123,23 @@ def test_command(tmp_path, capsys):
     assert vemi_bench_step([*args, "--sizes", "16"]) == 0
     assert "plain loop, ms" in capsys.readouterr().out
     Image.open(tmp_path/"steps.png").verify()
-    assert vemi_bench_step([*args, "--sizes", "8", "16", "--bf16"]) == 0                           # goes on with the file
+    # goes on with the file
+    assert vemi_bench_step([*args, "--sizes", "8", "16", "--bf16"]) == 0
     assert "fast, bf16, 3 longer" in capsys.readouterr().out
     r = json.loads(out.read_text())
-    assert [row["size"] for row in r["iteration"]] == [8, 16] and r["machine"]["threads"] == 1 and all("--sizes 8 16 --bf16" in row["command"] for row in r["iteration"])
+    assert (
+        [row["size"] for row in r["iteration"]] == [8, 16]
+        and r["machine"]["threads"] == 1
+        and all("--sizes 8 16 --bf16" in row["command"] for row in r["iteration"])
+    )
     row = r["iteration"][1]
-    assert row["gmacs"]["floor of bf16"] == row["gmacs"]["floor of fast"] < row["gmacs"]["floor"] and row["ms"]["floor"] < row["ms"]["plain loop"]
+    assert (
+        row["gmacs"]["floor of bf16"] == row["gmacs"]["floor of fast"] < row["gmacs"]["floor"]
+        and row["ms"]["floor"] < row["ms"]["plain loop"]
+    )
     assert {"fast, bf16", "fast, bf16, 3 longer", "floor of bf16"} <= row["ms"].keys()
-    r["machine"]["torch"] = "0.1"; out.write_text(json.dumps(r))
+    r["machine"]["torch"] = "0.1"
+    out.write_text(json.dumps(r))
     assert vemi_bench_step([*args, "--sizes", "8"]) == 1 and "another machine" in capsys.readouterr().err
     assert vemi_bench_step(["speed"]) == 1 and "expected some of" in capsys.readouterr().err
 
@@ -100,5 +147,6 @@ def test_command(tmp_path, capsys):
 def test_longer_steps_keep_time_and_temperature():
     a, b = longer_steps(10), longer_steps(3)
     assert a == dict(n_steps=10, step_size=100., noise_std=.005)
-    for f in (lambda x: x["n_steps"]*x["step_size"], lambda x: x["noise_std"]**2/x["step_size"]): assert f(a) == pytest.approx(f(b))
+    for f in (lambda x: x["n_steps"]*x["step_size"], lambda x: x["noise_std"]**2/x["step_size"]):
+        assert f(a) == pytest.approx(f(b))
     with pytest.raises(ValueError, match="1 to 10"): longer_steps(11)

@@ -1,10 +1,14 @@
-"The preset `tilted` in the loop: students that move, on digits, faces and photographs; resume; the share that is held; inside a loop of one's own."
+"""The preset `tilted` in the loop: students that move, on digits, faces and photographs; resume; the share
+that is held; inside a loop of one's own.
+"""
 import copy
 import pytest, torch
 from torch import nn
 from vemi_kit.core import set_seed
-from vemi_kit.data import Batches, Latents, faces, photo_crops, resize
-from vemi_kit.distill import Distiller, Checkpoint, History, distill
+from vemi_kit.data.pictures import faces, photo_crops, resize
+from vemi_kit.data.batches import Batches, Latents
+from vemi_kit.callbacks import Checkpoint, History
+from vemi_kit.distill import Distiller, distill
 from vemi_kit.methods.base import Objective
 from vemi_kit.students import shrink
 from vemi_kit.zoo.dcgan import digits_teacher
@@ -18,7 +22,9 @@ class Still(nn.Module):
 
 class First(nn.Module):
     "A network of the first input of a paired batch."
-    def __init__(self, net): super().__init__(); self.net = net
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
     def forward(self, x, y): return self.net(x)
 
 
@@ -28,65 +34,135 @@ def digits_task():
 
 
 def pictures_task(y, channels):
-    net = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, channels, 3, padding=1))
+    net = nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, channels, 3, padding=1),
+    )
     return Still(), First(net), Batches((resize(resize(y, y.shape[-1]//2), y.shape[-1]), y), 8, 0), 3e-3
 
 
-TASKS = dict(digits=(digits_task, 160), faces=(lambda: pictures_task(faces(32), 1), 160), crops=(lambda: pictures_task(photo_crops(64, 24)[:48], 3), 40))
+TASKS = dict(
+    digits=(digits_task, 160),
+    faces=(lambda: pictures_task(faces(32), 1), 160),
+    crops=(lambda: pictures_task(photo_crops(64, 24)[:48], 3), 40),
+)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_energy_stays_with_its_chain_while_the_student_moves(name):
-    "No divergence, a gap of a fraction of a nat a number, a chain that moves, and a student that comes nearer to its teacher by the term alone."
+    """No divergence, a gap of a fraction of a nat a number, a chain that moves, and a student that comes
+    nearer to its teacher by the term alone.
+    """
     make, n = TASKS[name]
-    set_seed(0); teacher, student, data, lr = make()
-    r = distill(teacher, student, data, Objective("vem", vem=dict(preset="tilted", every=1)), n_steps=n, lr=lr, device="cpu", progress=False, log_every=1)
+    set_seed(0)
+    teacher, student, data, lr = make()
+    r = distill(
+        teacher,
+        student,
+        data,
+        Objective("vem", vem=dict(preset="tilted", every=1)),
+        n_steps=n,
+        lr=lr,
+        device="cpu",
+        progress=False,
+        log_every=1,
+    )
     rows, d = r[History].rows, r._forward(teacher, r._batch(0))[0].numel()
     mean = lambda k, part: sum(x[k] for x in part)/len(part)
     early, late = rows[:10], rows[-10:]
-    assert mean("vem", late) < mean("vem", early) and abs(mean("vem/gap", late))/d < .3, (mean("vem/gap", late)/d, mean("vem/acceptance", late))
+    assert mean("vem", late) < mean("vem", early) and abs(mean("vem/gap", late)) / d < 0.3, (
+        mean("vem/gap", late) / d,
+        mean("vem/acceptance", late),
+    )
     assert .2 < mean("vem/acceptance", late) < .95
     with torch.no_grad():
-        batch = data.batch(10_000); t = r._forward(teacher, batch)
-        set_seed(0); fresh = make()[1]
+        batch = data.batch(10_000)
+        t = r._forward(teacher, batch)
+        set_seed(0)
+        fresh = make()[1]
         far, near = ((r._forward(net, batch)-t).abs().mean().item() for net in (fresh, student))
     assert near < .8*far
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path):
     def run(n_stop=None, resume=None):
-        set_seed(0); teacher, student, data, lr = digits_task()
-        d = Distiller(teacher, student, Objective("l1 + vem", vem=dict(preset="tilted", share=.5)), data, 12, lr=lr, device="cpu", log_every=1, callbacks=[History(), Checkpoint(tmp_path/"c.pt", every=7)])
+        set_seed(0)
+        teacher, student, data, lr = digits_task()
+        d = Distiller(
+            teacher,
+            student,
+            Objective("l1 + vem", vem=dict(preset="tilted", share=0.5)),
+            data,
+            12,
+            lr=lr,
+            device="cpu",
+            log_every=1,
+            callbacks=[History(), Checkpoint(tmp_path / "c.pt", every=7)],
+        )
         if n_stop:
             step = d.one_step
-            def stopping(): out = step(); d.stop = d.step == n_stop; return out
+            def stopping():
+                out = step()
+                d.stop = d.step == n_stop
+                return out
             d.one_step = stopping
             with pytest.raises(KeyboardInterrupt): d.fit()
         else: d.fit(resume=resume)
         return d
-    whole = run(); (tmp_path/"c.pt").unlink()
-    run(n_stop=6); resumed = run(resume=tmp_path/"c.pt")
-    for a,b in zip(whole.student.state_dict().values(), resumed.student.state_dict().values()): assert torch.equal(a, b)
+    whole = run()
+    (tmp_path/"c.pt").unlink()
+    run(n_stop=6)
+    resumed = run(resume=tmp_path/"c.pt")
+    for a,b in zip(whole.student.state_dict().values(), resumed.student.state_dict().values()):
+        assert torch.equal(a, b)
     assert whole[History].rows == resumed[History].rows
     assert all(abs(r["vem/share"]-.5) < 1e-3 for r in whole[History].rows)
 
 
 def test_positive_samples_may_be_the_ground_truth_and_shapes_are_checked():
-    y = photo_crops(32, 16)[:8]; x = resize(y, 16)
-    set_seed(0); teacher, student = SRResNet(8, 1, 2), SRResNet(4, 1, 2)
-    r = distill(teacher, copy.deepcopy(student), Batches((x, y), 4, 0), Objective("l1 + vem", vem=dict(preset="tilted", positive="target")), n_steps=6, device="cpu", progress=False, value_range=None, log_every=1)
+    y = photo_crops(32, 16)[:8]
+    x = resize(y, 16)
+    set_seed(0)
+    teacher, student = SRResNet(8, 1, 2), SRResNet(4, 1, 2)
+    r = distill(
+        teacher,
+        copy.deepcopy(student),
+        Batches((x, y), 4, 0),
+        Objective("l1 + vem", vem=dict(preset="tilted", positive="target")),
+        n_steps=6,
+        device="cpu",
+        progress=False,
+        value_range=None,
+        log_every=1,
+    )
     assert all(x["vem/drift"] > 0 for x in r[History].rows)
     with pytest.raises(ValueError, match="equal shapes"):
-        distill(teacher, student, Batches((x, y[:, :1]), 4, 0), Objective("vem", vem=dict(preset="tilted", positive="target")), n_steps=2, device="cpu", progress=False, value_range=None)
+        distill(
+            teacher,
+            student,
+            Batches((x, y[:, :1]), 4, 0),
+            Objective("vem", vem=dict(preset="tilted", positive="target")),
+            n_steps=2,
+            device="cpu",
+            progress=False,
+            value_range=None,
+        )
 
 
 def test_a_batch_of_one_is_held_back_too():
-    "With a single chain a step the trust region still acts: weights move less the smaller it is, and nothing becomes NaN."
+    """With a single chain a step the trust region still acts: weights move less the smaller it is, and
+    nothing becomes NaN.
+    """
     from vemi_kit.vem import VEM
-    from vemi_kit.data import digits
-    t = digits(16)[0][:1]; s = resize(resize(t, 6), 16)
+    from vemi_kit.data.pictures import digits
+    t = digits(16)[0][:1]
+    s = resize(resize(t, 6), 16)
     def moved(trust):
-        vem = VEM.like(t, s, preset="tilted", every=1, trust=trust); before = vem.energy.tilt.weights.detach().clone()
+        vem = VEM.like(t, s, preset="tilted", every=1, trust=trust)
+        before = vem.energy.tilt.weights.detach().clone()
         for _ in range(5): vem.tighten(t, s)
         assert torch.isfinite(vem.loss(t, s))
         return (vem.energy.tilt.weights - before).abs().max().item(), vem.trainer.shortened

@@ -1,0 +1,130 @@
+"""Can the pages be read? Counts what makes a notebook hard to read: python .ci/pages.py [--table] [FOLDER]
+
+Fails on lines over 110 columns, several statements a line, exported cells over 60 lines, a median of exported
+cells over 12 lines, modules over 300 lines, public parameters without annotation, and imports of another
+module's private names.
+"""
+import argparse, ast, io, json, re, statistics, sys, tokenize
+from pathlib import Path
+
+COLUMNS, CELL, MEDIAN, ROOM = 110, 60, 12, 300
+LONG_CELLS = {}         # {(notebook, first name defined): reason}
+LONG_ROOMS = {}         # {module: reason}
+
+
+def cells(path):
+    "Sources of the code cells of a notebook."
+    return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+
+
+def body(source):
+    "A cell without directives and magics."
+    return "\n".join(re.sub(r"^\s*[%!].*", "", l) for l in source.split("\n") if not l.startswith("#|"))
+
+
+def joined(source):
+    "Lines on which a second statement follows a semicolon."
+    try: tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (tokenize.TokenError, IndentationError): return 0
+    rows = set()
+    for t,after in zip(tokens, tokens[1:]):
+        ends = after.type in (tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT, tokenize.ENDMARKER)
+        if t.type == tokenize.OP and t.string == ";" and not ends: rows.add(t.start[0])
+    return len(rows)
+
+
+def functions(tree):
+    """(name, function) of everything public that is defined at the top or in a public class. Methods that repeat
+    the signature of a base class other than `nn.Module` are documented there.
+    """
+    for n in tree.body:
+        if isinstance(n, ast.ClassDef) and not n.name.startswith("_"):
+            own = all(ast.unparse(b) in ("nn.Module","object") for b in n.bases)
+            inner = [m for m in n.body if isinstance(m, ast.FunctionDef)]
+            public = [m for m in inner if m.name == "__init__" or (own and not m.name.startswith("_"))]
+            yield from ((f"{n.name}.{m.name}", m) for m in public)
+        elif isinstance(n, ast.FunctionDef) and not n.name.startswith("_"): yield n.name, n
+
+
+def bare(tree):
+    "Public parameters without annotation; `self`, `cls`, `*args` and `**kw` need none."
+    res = []
+    for name,f in functions(tree):
+        a = f.args
+        for p in [*a.posonlyargs, *a.args, *a.kwonlyargs]:
+            if p.annotation is None and p.arg not in ("self","cls"): res.append(f"{name}({p.arg})")
+    return res
+
+
+def private(tree):
+    "Private names that are imported from another module of the kit."
+    found = []
+    for n in ast.walk(tree):
+        ours = isinstance(n, ast.ImportFrom) and (n.level or (n.module or "").startswith("vemi_kit"))
+        if ours: found += [a.name for a in n.names if a.name.startswith("_") and not a.name.startswith("__")]
+    return found
+
+
+def measure(path):
+    "What one notebook has."
+    sources = cells(path)
+    exported = [body(s).strip() for s in sources if re.match(r"#\|\s*export", s)]
+    exported = [e for e in exported if not all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(e).body)]
+    sizes = [sum(bool(l.strip()) for l in e.split("\n")) for e in exported]
+    first = [next((getattr(n, "name", "?") for n in ast.parse(e).body), "?") for e in exported]
+    lines = [l for s in sources for l in s.split("\n")]
+    return dict(
+        notebook=path.stem, sizes=sizes, lines=len(lines), wide=sum(len(l) > COLUMNS for l in lines),
+        joined=sum(joined(body(s)) for s in sources),
+        long=[(path.stem, n) for n,s in zip(first, sizes) if s > CELL],
+        bare=[b for e in exported for b in bare(ast.parse(e))],
+        private=[p for s in sources for p in private(ast.parse(body(s)))],
+    )
+
+
+def rooms(root):
+    "Lines of each module."
+    files = [p for p in sorted((root/"vemi_kit").rglob("*.py")) if not p.name.startswith("_")]
+    return {".".join(p.relative_to(root/"vemi_kit").with_suffix("").parts): len(p.read_text().split("\n")) for p in files}
+
+
+def faults(found, sizes, lines):
+    "Sentences, one for each thing that is off."
+    for m in found:
+        if m["wide"]: yield f"{m['notebook']}: {m['wide']} lines over {COLUMNS} columns"
+        if m["joined"]: yield f"{m['notebook']}: {m['joined']} lines with more than one statement"
+        for name in m["long"]:
+            if name not in LONG_CELLS: yield f"{m['notebook']}: the exported cell of {name[1]} is over {CELL} lines"
+        if m["bare"]: yield f"{m['notebook']}: parameters without annotation: {', '.join(m['bare'])}"
+        if m["private"]: yield f"{m['notebook']}: imports private names: {', '.join(m['private'])}"
+    if statistics.median(sizes) > MEDIAN: yield f"median of exported cells: {statistics.median(sizes)} lines, over {MEDIAN}"
+    for name,n in lines.items():
+        if n > ROOM and name not in LONG_ROOMS: yield f"vemi_kit.{name}: {n} lines, over {ROOM}"
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent.parent)
+    p.add_argument("--table", action="store_true", help="one line a notebook")
+    a = p.parse_args()
+    paths = sorted((a.folder/"nbs").rglob("*.ipynb"))
+    found, lines = [measure(n) for n in paths if ".ipynb_checkpoints" not in n.parts], rooms(a.folder)
+    sizes = [s for m in found for s in m["sizes"]]
+    if a.table:
+        print("notebook, exported cells, median, longest, code lines, wide, joined, parameters without annotation")
+        for m in found:
+            middle, most = (statistics.median(m["sizes"]), max(m["sizes"])) if m["sizes"] else (0, 0)
+            print(m["notebook"], len(m["sizes"]), middle, most, m["lines"], m["wide"], m["joined"], len(m["bare"]))
+    total = sum(m["lines"] for m in found)
+    print(
+        f"{len(found)} notebooks, {len(lines)} rooms, longest {max(lines.values())} lines; {len(sizes)} exported cells, "
+        f"median {statistics.median(sizes)}, longest {max(sizes)} lines; "
+        f"{sum(m['wide'] for m in found)} of {total} lines over {COLUMNS} columns, "
+        f"{sum(m['joined'] for m in found)/total:.1%} with more than one statement"
+    )
+    off = list(faults(found, sizes, lines))
+    print("\n".join(off))
+    return 1 if off else 0
+
+
+if __name__ == "__main__": sys.exit(main())
