@@ -31,4 +31,4 @@ class CAT(FeatureMethod):
     L1 to the teacher (5, horse2zebra at 2.6 GMACs), with weight 1.
     """
     name = "cat"
-    def compare(self, layer, ft, fs): return 1 - kernel_alignment(ft, fs)
+    def distance(self, layer, ft, fs): return 1 - kernel_alignment(ft, fs)

@@ -12,7 +12,7 @@ from .taps import FeatureAdaptors, match_layers
 
 # %% ../../nbs/56_methods.features.ipynb #93edf1f3
 class FeatureMethod(Method):
-    """A method on features: a subclass defines `compare(layer, ft, fs) -> scalar`, for features `(b, c, h,
+    """A method on features: a subclass defines `distance(layer, ft, fs) -> scalar`, for features `(b, c, h,
     w)` of a pair of layers; the loss is the sum over pairs. With `translated`, adaptors bring the student's
     to the teacher's channels and train with the student.
     """
@@ -50,13 +50,13 @@ class FeatureMethod(Method):
         )
 
     def loss(self, batch, t, s, features=None):
-        terms = {k: self.compare(k, ft.detach(), fs) for k,(ft,fs) in self.pairs(features).items()}
+        terms = {k: self.distance(k, ft.detach(), fs) for k,(ft,fs) in self.pairs(features).items()}
         return sum(terms.values()), {k.replace(".", "/"): v.item() for k, v in terms.items()} if len(
             terms
         ) > 1 else {}
 
-    def compare(self, layer, ft, fs):
-        raise TypeError(f"{type(self).__name__} must define compare(layer, ft, fs)")
+    def distance(self, layer, ft, fs):
+        raise TypeError(f"{type(self).__name__} must define distance(layer, ft, fs)")
     def student_parameters(self):
         ps = list(self.parameters())
         return [dict(params=ps, lr_scale=self.lr_scale)] if ps else []
@@ -67,4 +67,4 @@ class Features(FeatureMethod):
     2003.08936).
     """
     name, translated = "features", True
-    def compare(self, layer, ft, fs): return F.mse_loss(fs, ft)
+    def distance(self, layer, ft, fs): return F.mse_loss(fs, ft)

@@ -19,7 +19,7 @@ class Channel(FeatureMethod):
     distillation, arXiv 2006.01683, without its decay; as in OMGD).
     """
     name, translated = "channel", True
-    def compare(self, layer, ft, fs): return F.mse_loss(fs.mean((2,3)), ft.mean((2,3)))
+    def distance(self, layer, ft, fs): return F.mse_loss(fs.mean((2,3)), ft.mean((2,3)))
 
 # %% ../../nbs/60_methods.relations.ipynb #5e24d28b
 class Attention(FeatureMethod):
@@ -27,7 +27,7 @@ class Attention(FeatureMethod):
     features are active, not which. No adaptor.
     """
     name = "attention"
-    def compare(self, layer, ft, fs):
+    def distance(self, layer, ft, fs):
         where = lambda f: F.normalize(f.square().mean(1).flatten(1), dim=1)
         return (where(fs)-where(ft)).square().sum(1).mean()
 
@@ -38,7 +38,7 @@ class Similarity(FeatureMethod):
     distillation, arXiv 1907.09682). No adaptor; a batch of two or more.
     """
     name = "similarity"
-    def compare(self, layer, ft, fs):
+    def distance(self, layer, ft, fs):
         if len(ft) < 2:
             raise ValueError(
                 f"{self.name}: a batch of two or more expected, got {len(ft)}: one picture "
@@ -84,7 +84,7 @@ class CRD(FeatureMethod):
                 )
         self.register_buffer("n_seen", torch.zeros((), dtype=torch.long, device=s.device))
     def embed(self, layer, i, pooled): return F.normalize(self.heads[module_key(layer)][i](pooled), dim=1)
-    def compare(self, layer, ft, fs):
+    def distance(self, layer, ft, fs):
         if len(ft) < 2:
             raise ValueError(
                 f"crd: a batch of two or more expected, got {len(ft)}: there is nothing to tell apart"

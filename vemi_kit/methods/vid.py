@@ -57,5 +57,5 @@ class VIDFeatures(FeatureMethod):
         self.bases = nn.ModuleDict(
             {module_key(k): GaussianBase(c, init=self.init) for k, (c, _) in self.channels.items()}
         ).to(s.device)
-    def compare(self, layer, ft, fs):
+    def distance(self, layer, ft, fs):
         return -self.bases[module_key(layer)].log_prob(ft, fs).mean()/ft[0].numel()

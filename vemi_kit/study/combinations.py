@@ -22,7 +22,7 @@ from ..zoo.restorers import SRResNet
 from ..zoo.stylegan2 import StyleGAN2Generator
 from ..zoo.stylegan2_training import StyleGAN2Discriminator, train_stylegan2
 from ..students import shrink, with_width
-from ..methods.base import Method, Objective, formula_terms
+from ..methods.base import Objective, formula_terms, known_methods
 from ..callbacks import Clock, History
 from ..distill import Distiller
 from ..enhance.crops import Crops
@@ -231,11 +231,11 @@ def combinations(
 ) -> list: # lines
     "Every method, alone and with VEM, on every kind of generator."
     for p in plugins: importlib.import_module(p)
-    kinds, names = list(kinds or KINDS), list(methods or sorted(Method.registry))
-    odd = sorted(set(kinds) - KINDS.keys()) + sorted(set(names) - Method.registry.keys())
+    kinds, names = list(kinds or KINDS), list(methods or sorted(known_methods()))
+    odd = sorted(set(kinds) - KINDS.keys()) + sorted(set(names) - known_methods().keys())
     if odd:
         raise ValueError(
-            f"combinations: do not know {odd}; kinds are {list(KINDS)}, methods {sorted(Method.registry)}"
+            f"combinations: do not know {odd}; kinds are {list(KINDS)}, methods {sorted(known_methods())}"
         )
     specs = [
         dict(
