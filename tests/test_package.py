@@ -8,16 +8,7 @@ root = Path(__file__).parent.parent
 notebooks = sorted((root/"nbs").rglob("*.ipynb"))
 ini = ConfigParser(delimiters=["="])
 ini.read(root/"settings.ini")
-EXTRAS = [
-    "sklearn",
-    "skimage",
-    "ipywidgets",
-    "jupyterlab",
-    "nbdev",
-    "execnb",
-    "scipy.linalg",
-    "torch_pruning",
-]
+EXTRAS = ["sklearn", "skimage", "ipywidgets", "jupyterlab", "nbdev", "execnb", "scipy.linalg", "torch_pruning"]
 
 
 def python(code, cwd):
@@ -33,7 +24,7 @@ for m in pkgutil.walk_packages(vemi_kit.__path__, 'vemi_kit.'):
     if not m.name.endswith('_modidx'): importlib.import_module(m.name)
 from vemi_kit.vem import VEM
 t = torch.zeros(2,1,16,16); s = torch.zeros(2,1,16,16, requires_grad=True)
-v = VEM.like(t, s); v.tighten(t, s); v.loss(t, s).backward(); assert s.grad is not None
+VEM.like(t, s).tighten(t, s).loss(s).backward(); assert s.grad is not None
 from vemi_kit.data.pictures import digits
 try: digits()
 except ImportError as e: print(e)
@@ -45,19 +36,16 @@ try: prune(torch.nn.Conv2d(3, 3, 1), macs_ratio=2, sample=torch.zeros(1,3,8,8))
 except ImportError as e: print(e)
 """, tmp_path)
     assert r.returncode == 0, r.stderr
-    assert (
-        "pip install 'vemi_kit[demo]'" in r.stdout
-        and "pip install 'vemi_kit[explore]'" in r.stdout
-        and "pip install 'vemi_kit[prune]'" in r.stdout
-    )
+    for extra in ("demo","explore","prune"): assert f"pip install 'vemi_kit[{extra}]'" in r.stdout
 
 
 def test_missing_extra_stops_the_demo_with_the_pip_command(tmp_path):
-    r = python(
-        "import sys; sys.modules['sklearn'] = None\nfrom vemi_kit.bench import "
-        "vemi_demo\nsys.exit(vemi_demo(['--steps','2']))",
-        tmp_path,
-    )
+    r = python("""
+import sys
+sys.modules['sklearn'] = None
+from vemi_kit.study.demo import vemi_demo
+sys.exit(vemi_demo(['--steps','2']))
+""", tmp_path)
     assert r.returncode == 1 and "pip install 'vemi_kit[demo]'" in r.stderr
 
 
@@ -68,16 +56,14 @@ def test_shipped_weights_are_small():
 
 
 def cells(path):
-    return [
-        (c["cell_type"], "".join(c["source"]), c.get("outputs", []))
-        for c in json.loads(path.read_text())["cells"]
-    ]
+    found = json.loads(path.read_text())["cells"]
+    return [(c["cell_type"], "".join(c["source"]), c.get("outputs", [])) for c in found]
 
 
 def number(name):
-    "Reading order: 30_methods.base -> (30, ''), 03b_tilted -> (3, 'b'); tutorials and index come last."
-    m = re.match(r"(\d+)([a-z]?)_", name)
-    return (int(m.group(1)), m.group(2)) if m else (1000, "")
+    "Reading order: 52_methods.base -> 52; tutorials and index come last."
+    m = re.match(r"(\d+)_", name)
+    return int(m.group(1)) if m else 1000
 
 
 MODULE = {}
@@ -114,11 +100,8 @@ def test_every_module_has_a_notebook_and_public_things_are_documented():
 
 def test_readme_has_the_two_commands_and_is_generated():
     text = (root/"README.md").read_text()
-    assert (
-        "&& vemi_demo" in text
-        and "nbdev_test --n_workers 2" in text
-        and "pytest -q -n 2 --dist loadfile --doctest-modules vemi_kit tests" in text
-    )
+    assert "&& vemi_demo" in text and "nbdev_test --n_workers 2" in text
+    assert "pytest -q -n 2 --dist loadfile --doctest-modules vemi_kit tests" in text
     assert "pip install -c constraints.txt -e \".[demo]\"" in text
     assert "#|" not in text and "RESULTS" not in text
 
