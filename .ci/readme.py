@@ -22,6 +22,7 @@ for c in code: c.source = directive.sub("", c.source)
 
 exporter = MarkdownExporter(exclude_input_prompt=True, exclude_output_prompt=True)
 text, res = exporter.from_notebook_node(nb, resources={"output_files_dir": pictures, "unique_key": "README"})
+text = re.sub(r"\]\(([\w./]+\.ipynb)\)", r"](nbs/\1)", text)              # links of the index start in nbs/
 text = re.sub(r"[ \t]+$", "", text, flags=re.M)
 text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 (root / "README.md").write_text(
