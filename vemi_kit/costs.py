@@ -5,60 +5,78 @@
 # %% auto #0
 __all__ = ['count_params', 'LayerCost', 'LayerCosts', 'layer_costs', 'count_macs']
 
-# %% ../nbs/15_costs.ipynb #ba4407cd
+# %% ../nbs/15_costs.ipynb #8cd2c8f6
 import math
 import torch
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from fastcore.all import patch
 from .core import frozen
 
-# %% ../nbs/15_costs.ipynb #b8fc1623
+# %% ../nbs/15_costs.ipynb #1b7a8b75
 def count_params(
     net:nn.Module, # any module
 ) -> int:
     "Number of learned parameters, biases included; a shared one counts once."
     return sum(p.numel() for p in net.parameters())
 
-# %% ../nbs/15_costs.ipynb #93656ae7
+# %% ../nbs/15_costs.ipynb #db21926d
 _FREE = set("""
-    sum mean prod amax amin max min aminmax argmax argmin any all norm var std var_mean std_mean logsumexp cumsum cumprod cummax cummin logcumsumexp linalg_vector_norm sort topk kthvalue median count_nonzero
+    sum mean prod amax amin max min aminmax argmax argmin any all norm var std var_mean std_mean
+    logsumexp cumsum cumprod cummax cummin logcumsumexp linalg_vector_norm sort topk kthvalue median
+    count_nonzero
     _softmax _safe_softmax _log_softmax softmax log_softmax
-    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm_elemt
+    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+    _batch_norm_with_update _batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm_elemt
     native_layer_norm native_group_norm _fused_rms_norm _weight_norm_interface renorm
-    relu6 hardswish hardtanh mish silu glu prelu _prelu_kernel rrelu_with_noise threshold dropout native_dropout _thnn_fused_lstm_cell _thnn_fused_gru_cell
-    avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices
+    relu6 hardswish hardtanh mish silu glu prelu _prelu_kernel rrelu_with_noise threshold dropout
+    native_dropout _thnn_fused_lstm_cell _thnn_fused_gru_cell
+    avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices
     mkldnn_max_pool2d max_pool2d max_unpool2d max_unpool3d fractional_max_pool2d fractional_max_pool3d
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
-    upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa
-    constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
-    cat stack repeat roll flip tril triu im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle _reshape_copy _unsafe_view split_with_sizes_copy
-    unsafe_split unsafe_split_with_sizes unsafe_chunk resize set _reshape_alias repeat_interleave block_diag
-    index index_select index_put _unsafe_index _unsafe_index_put _unsafe_masked_index gather scatter scatter_add scatter_reduce index_add index_copy index_fill masked_select masked_scatter masked_fill take embedding
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
+    _upsample_nearest_exact2d _upsample_nearest_exact3d
+    upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa
+    constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+    replication_pad2d replication_pad3d
+    cat stack repeat roll flip tril triu im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle
+    native_channel_shuffle _reshape_copy _unsafe_view split_with_sizes_copy
+    unsafe_split unsafe_split_with_sizes unsafe_chunk resize set _reshape_alias repeat_interleave
+    block_diag
+    index index_select index_put _unsafe_index _unsafe_index_put _unsafe_masked_index gather scatter
+    scatter_add scatter_reduce index_add index_copy index_fill masked_select masked_scatter masked_fill
+    take embedding
     nonzero unique_dim _unique2 searchsorted bucketize bincount histc one_hot _pack_padded_sequence
-    copy _to_copy clone contiguous fill zero lift lift_fresh lift_fresh_copy detach empty empty_strided zeros ones full arange linspace logspace eye scalar_tensor tril_indices triu_indices
+    copy _to_copy clone contiguous fill zero lift lift_fresh lift_fresh_copy detach empty empty_strided
+    zeros ones full arange linspace logspace eye scalar_tensor tril_indices triu_indices
     empty_like zeros_like ones_like full_like new_empty new_empty_strided new_zeros new_ones new_full
-    rand randn randint randperm rand_like randn_like randint_like normal uniform bernoulli multinomial exponential random normal_functional
-    _local_scalar_dense item equal is_same_size _assert_async _assert_scalar _assert_tensor_metadata sym_size sym_numel sym_stride isfinite isnan
+    rand randn randint randperm rand_like randn_like randint_like normal uniform bernoulli multinomial
+    exponential random normal_functional
+    _local_scalar_dense item equal is_same_size _assert_async _assert_scalar _assert_tensor_metadata
+    sym_size sym_numel sym_stride isfinite isnan
 """.split())
 
+# %% ../nbs/15_costs.ipynb #3b82c82a
 def _is_free(op):
-    # of other libraries nothing is taken on trust
+    "Does this operator cost nothing by the convention? Operators of other libraries are never free."
     if op.namespace != "aten": return op.namespace in ("prim", "prims")
     return torch.Tag.pointwise in op.tags or op.is_view or op._opname.rstrip("_") in _FREE
 
-# %% ../nbs/15_costs.ipynb #8b085340
+# %% ../nbs/15_costs.ipynb #f363056d
 def _conv_macs(x, w, bias, stride, padding, dilation, transposed, *args, out, convention, **kw):
+    "`w` is (out, in/groups, *kernel) or, transposed, (in, out/groups, *kernel)."
     where = x if transposed and convention == "input" else out
-    # w is (out, in/groups, *kernel) or, transposed, (in, out/groups, *kernel)
     return where.shape[0]*math.prod(where.shape[2:])*math.prod(w.shape)
 
-# q·k and weights·v
 def _attention_macs(q, k, v, *args, **kw):
+    "Scores `q·k`, then weighted values."
     return math.prod(q.shape[:-1])*k.shape[-2]*(q.shape[-1] + v.shape[-1])
 
+# %% ../nbs/15_costs.ipynb #28832169
 def _counted(op, args, kw, out, convention):
     "MACs of one call, or None if there is no formula for this operator."
     name = op._opname if op.namespace == "aten" else ""
@@ -71,7 +89,7 @@ def _counted(op, args, kw, out, convention):
     if name in ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm"):
         return flop_registry[op._overloadpacket](*args, **kw, out_val=out)//2
 
-# %% ../nbs/15_costs.ipynb #e746e5f7
+# %% ../nbs/15_costs.ipynb #3f6907ad
 class _Counter(TorchDispatchMode):
     "While active: MACs, calls and output shape by module name."
     def __init__(self, net, convention, ignore):
@@ -79,42 +97,91 @@ class _Counter(TorchDispatchMode):
         self.net, self.convention, self.ignore, self.stack = net, convention, set(ignore), []
         self.macs, self.calls, self.shape, self.ignored = {}, {}, {}, set()
 
-    def _enter(self, name, m): self.stack.append((name, m)); self.calls[name] = self.calls.get(name, 0) + 1
-    def _leave(self, name, out):
-        self.stack.pop()
-        first = next((o for o in (out if isinstance(out, (tuple, list)) else (out,)) if torch.is_tensor(o)), None)
-        if first is not None: self.shape[name] = tuple(first.shape)
-
-    @contextmanager
-    def listen(self):
-        hooks = []
-        for n,m in self.net.named_modules():
-            if isinstance(m, torch.jit.ScriptModule): continue              # takes no hooks: its operators are booked on what calls it
-            hooks += [m.register_forward_pre_hook(lambda m,x,n=n: self._enter(n, m), prepend=True), m.register_forward_hook(lambda m,x,y,n=n: self._leave(n, y))]
-        fast, plain_rnn = torch.backends.mha.get_fastpath_enabled(), any(isinstance(m, nn.RNNBase) for m in self.net.modules())
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with (torch.backends.mkldnn.flags(enabled=False) if plain_rnn else nullcontext()), (torch.backends.cudnn.flags(enabled=False) if plain_rnn else nullcontext()), self: yield self
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for h in hooks: h.remove()
-
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = op(*args, **kwargs)
-        if any(isinstance(m, nn.utils.parametrize.ParametrizationList) for _,m in self.stack): return out
-        n = _counted(op, args, kwargs, out, self.convention)
-        if n is None and not _is_free(op):
-            op_name = str(op._overloadpacket)
-            if op_name not in self.ignore: raise NotImplementedError(self._unknown(op_name))
-            self.ignored.add(op_name)
-        if n: name = self.stack[-1][0] if self.stack else ""; self.macs[name] = self.macs.get(name, 0) + n
+        if not self.on_weights(): self._book(op, args, kwargs, out)
         return out
 
-    def _unknown(self, op):
-        name, m = self.stack[-1] if self.stack else ("", self.net)
-        return (f"layer {name or '(the network itself)'!r} ({type(m).__name__}) calls {op}, which is neither counted nor free by convention, so the sum would be too small; "
-                f"pass ignore=({op!r},) to count it as nothing, or replace the layer")
+# %% ../nbs/15_costs.ipynb #0a3bbc1f
+@patch
+def on_weights(self:_Counter):
+    "Is this operator computing a weight from weights?"
+    return any(isinstance(m, nn.utils.parametrize.ParametrizationList) for _,m in self.stack)
+
+@patch
+def _book(self:_Counter, op, args, kwargs, out):
+    "Add one call to the layer that made it; raises `NotImplementedError` for an operator without a rule."
+    n = _counted(op, args, kwargs, out, self.convention)
+    if n is None and not _is_free(op):
+        op_name = str(op._overloadpacket)
+        if op_name not in self.ignore: raise NotImplementedError(self._unknown(op_name))
+        self.ignored.add(op_name)
+    if not n: return
+    name = self.stack[-1][0] if self.stack else ""
+    self.macs[name] = self.macs.get(name, 0) + n
+
+# %% ../nbs/15_costs.ipynb #2c7714c6
+@patch
+def _unknown(self:_Counter, op):
+    "The message for an operator without a rule."
+    name, m = self.stack[-1] if self.stack else ("", self.net)
+    return (
+        f"layer {name or '(the network itself)'!r} ({type(m).__name__}) calls {op}, which is neither counted "
+        f"nor free by convention, so the sum would be too small; pass ignore=({op!r},) to count it as "
+        f"nothing, or replace the layer"
+    )
+
+# %% ../nbs/15_costs.ipynb #0b20f977
+@patch
+def _enter(self:_Counter, name, m):
+    "A module's forward begins."
+    self.stack.append((name, m))
+    self.calls[name] = self.calls.get(name, 0) + 1
+
+@patch
+def _leave(self:_Counter, name, out):
+    "A module's forward ends."
+    self.stack.pop()
+    outs = out if isinstance(out, (tuple, list)) else (out,)
+    first = next((o for o in outs if torch.is_tensor(o)), None)
+    if first is not None: self.shape[name] = tuple(first.shape)
+
+# %% ../nbs/15_costs.ipynb #faf905a5
+@patch
+def hooks(self:_Counter):
+    "Hook every module; a scripted one takes no hooks, so its operators are booked on what calls it."
+    res = []
+    for n,m in self.net.named_modules():
+        if isinstance(m, torch.jit.ScriptModule): continue
+        res.append(m.register_forward_pre_hook(lambda m,x,n=n: self._enter(n, m), prepend=True))
+        res.append(m.register_forward_hook(lambda m,x,y,n=n: self._leave(n, y)))
+    return res
+
+# %% ../nbs/15_costs.ipynb #65add968
+@contextmanager
+def _no_fused_kernels(net):
+    "The transformer's fast path, and for recurrent layers oneDNN and cuDNN, are off within the block."
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with ExitStack() as off:
+            if any(isinstance(m, nn.RNNBase) for m in net.modules()):
+                off.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                off.enter_context(torch.backends.cudnn.flags(enabled=False))
+            yield
+    finally: torch.backends.mha.set_fastpath_enabled(fast)
+
+# %% ../nbs/15_costs.ipynb #1a93bc93
+@patch
+@contextmanager
+def listen(self:_Counter):
+    "Count what `net` computes within the block."
+    hooks = self.hooks()
+    try:
+        with _no_fused_kernels(self.net), self: yield self
+    finally:
+        for h in hooks: h.remove()
 
 # %% ../nbs/15_costs.ipynb #4fa8ad57
 @dataclass(frozen=True)
@@ -129,52 +196,62 @@ class LayerCost:
     shape:tuple|None
     calls:int
 
-# %% ../nbs/15_costs.ipynb #4af7a862
+# %% ../nbs/15_costs.ipynb #a3423232
 class LayerCosts:
-    "MACs and parameters layer by layer; prints as a table."
+    "MACs and parameters layer by layer; prints as a table, `costs[name]` is one `LayerCost`."
     def __init__(self,
         rows:list, # of `LayerCost`, in the order of `named_modules`
         convention:str, # of transposed convolutions
         ignored:tuple=(), # operators that were met and accepted as free
     ): self.rows, self.convention, self.ignored = rows, convention, ignored
-    @property
-    def macs(self) -> int: return sum(r.macs for r in self.rows)
-    @property
-    def params(self) -> int: return sum(r.params for r in self.rows)
-    def tree(self) -> dict:
-        """MACs by module name, children included; the network itself is `''`. Modules that cost nothing are
-        left out.
-        """
-        total = {
-            r.name: sum(o.macs for o in self.rows if not r.name or f"{o.name}.".startswith(f"{r.name}."))
-            for r in self.rows
-        }
-        return {n: m for n,m in total.items() if m}
     def __getitem__(self, name:str) -> LayerCost: return next(r for r in self.rows if r.name == name)
-    def table(self) -> str:
-        "A markdown table of the layers that hold parameters or cost MACs."
-        rows = [
-            (
-                r.name or "(itself)",
-                r.kind + (f", {r.calls} calls" if r.calls > 1 else ""),
-                r.params,
-                r.macs,
-                "x".join(map(str, r.shape)) if r.shape else "",
-            )
-            for r in self.rows
-            if r.params or r.macs
-        ]
-        note = f"{self.convention} convention" + (
-            f"; not counted: {', '.join(self.ignored)}" if self.ignored else ""
-        )
-        rows += [("**all**", note, self.params, self.macs, "")]
-        return "\n".join(
-            ["| layer | type | parameters | MACs | output |", "|---|---|---:|---:|---|"]
-            + [f"| {n} | {k} | {p:,} | {m:,} | {s} |" for n, k, p, m, s in rows]
-        )
-    __str__ = _repr_markdown_ = table
+    def __str__(self): return self.table()
+    def _repr_markdown_(self): return self.table()
 
-# %% ../nbs/15_costs.ipynb #598cf4e2
+# %% ../nbs/15_costs.ipynb #d5c62f1e
+@patch(as_prop=True)
+def macs(self:LayerCosts) -> int:
+    "MACs of the whole batch."
+    return sum(r.macs for r in self.rows)
+
+@patch(as_prop=True)
+def params(self:LayerCosts) -> int:
+    "Number of parameters."
+    return sum(r.params for r in self.rows)
+
+@patch
+def tree(self:LayerCosts) -> dict:
+    "MACs by module name, children included; the network is `''`. Modules that cost nothing are left out."
+    inside = lambda o, r: not r.name or f"{o.name}.".startswith(f"{r.name}.")
+    total = {r.name: sum(o.macs for o in self.rows if inside(o, r)) for r in self.rows}
+    return {n: m for n,m in total.items() if m}
+
+# %% ../nbs/15_costs.ipynb #6cc49b18
+@patch
+def table(self:LayerCosts) -> str: # markdown
+    "A table of the layers that hold parameters or cost MACs."
+    rows = []
+    for r in self.rows:
+        if not (r.params or r.macs): continue
+        kind = r.kind + (f", {r.calls} calls" if r.calls > 1 else "")
+        shape = "x".join(map(str, r.shape or ()))
+        rows.append((r.name or "(itself)", kind, r.params, r.macs, shape))
+    ignored = f"; not counted: {', '.join(self.ignored)}" if self.ignored else ""
+    rows.append(("**all**", f"{self.convention} convention{ignored}", self.params, self.macs, ""))
+    head = ["| layer | type | parameters | MACs | output |", "|---|---|---:|---:|---|"]
+    return "\n".join(head + [f"| {n} | {k} | {p:,} | {m:,} | {s} |" for n,k,p,m,s in rows])
+
+# %% ../nbs/15_costs.ipynb #77d8a297
+def _params_by_layer(net):
+    "Parameters of each module without its children; those of a parametrized weight belong to its layer."
+    res = {}
+    for n,p in net.named_parameters():
+        layer, parametrized, _ = f".{n}".partition(".parametrizations.")
+        owner = layer.removeprefix(".") if parametrized else n.rpartition(".")[0]
+        res[owner] = res.get(owner, 0) + p.numel()
+    return res
+
+# %% ../nbs/15_costs.ipynb #e0a4d046
 def layer_costs(
     net:nn.Module, # any module, on any device: "meta" counts without computing
     *inputs:torch.Tensor, # one example batch; MACs are those of the whole batch
@@ -188,42 +265,22 @@ def layer_costs(
         raise ValueError(f"convention: expected 'input' or 'output', got {convention!r}")
     if isinstance(ignore, str):
         raise TypeError(f"ignore: expected a tuple of names, got {ignore!r}; write ({ignore!r},)")
-    counter = _Counter(net, convention, ignore)
-    with frozen(net), torch.no_grad(), counter.listen(): net(*inputs)
-    params = {}
-    # a parametrized weight belongs to its layer
-    for n,p in net.named_parameters():
-        owner = (
-            n.rpartition(".")[0]
-            if ".parametrizations." not in f".{n}"
-            else f".{n}".partition(".parametrizations.")[0].removeprefix(".")
-        )
-        params[owner] = params.get(owner, 0) + p.numel()
-    return LayerCosts(
-        [
-            LayerCost(
-                n,
-                type(m).__name__,
-                params.get(n, 0),
-                counter.macs.get(n, 0),
-                counter.shape.get(n),
-                counter.calls.get(n, 0),
-            )
-            for n, m in net.named_modules()
-        ],
-        convention,
-        tuple(sorted(counter.ignored)),
-    )
+    c = _Counter(net, convention, ignore)
+    with frozen(net), torch.no_grad(), c.listen(): net(*inputs)
+    own, rows = _params_by_layer(net), []
+    for n,m in net.named_modules():
+        seen = c.macs.get(n, 0), c.shape.get(n), c.calls.get(n, 0)
+        rows.append(LayerCost(n, type(m).__name__, own.get(n, 0), *seen))
+    return LayerCosts(rows, convention, tuple(sorted(c.ignored)))
 
-# %% ../nbs/15_costs.ipynb #729b3881
+# %% ../nbs/15_costs.ipynb #e8cbd647
 def count_macs(
     net:nn.Module, # any module, on any device: "meta" counts without computing
     *inputs:torch.Tensor, # one example batch; divide by its length for a sample's MACs
     convention:str="input", # transposed convolutions at their "input" or "output" resolution
-    # return the `tree` of `layer_costs` instead: a dict of MACs by module name, children included
-    by_layer:bool=False,
+    by_layer:bool=False, # return the `tree` of `layer_costs`: a dict of MACs by module name
     ignore:tuple=(), # operators to accept as free, e.g. ("aten.grid_sampler_2d",)
-): # of the whole batch
+) -> int|dict: # of the whole batch
     """Multiply-adds of one forward pass; raises `NotImplementedError` where it cannot count.
 
     >>> up = nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1)

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['Latency', 'time_calls', 'torch_threads', 'latency', 'machine', 'machine_text', 'CostReport']
 
-# %% ../nbs/16_timing.ipynb #d4320c9e
+# %% ../nbs/16_timing.ipynb #eeec4e19
 import copy, os, platform, time
 import torch
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, asdict
+from fastcore.all import patch
 from torch import nn
 from .core import frozen
 from .costs import count_params, layer_costs
 
-# %% ../nbs/16_timing.ipynb #80cd9a6d
+# %% ../nbs/16_timing.ipynb #a4cccce6
 @dataclass(frozen=True)
 class Latency:
     "Median time of a forward pass and its interquartile range (both in ms), and the conditions."
@@ -27,44 +29,83 @@ class Latency:
     device:str           # "cpu", or the GPU's name
     dtype:str            # of the arithmetic, e.g. "float32" or "bfloat16 autocast"
     layout:str           # "contiguous" or "channels_last"
-    @property
-    def conditions(self):
-        return ", ".join(
-            [f"batch {self.batch}", f"{self.threads} threads"]
-            + [c for c in (self.device, self.dtype, self.layout) if c not in ("cpu", "float32", "contiguous")]
-        )
     def __str__(self):
-        return (
-            f"{self.ms:.3g} ms (iqr {self.iqr_ms:.2g}, {self.conditions}, {self.n} runs after {self.warmup})"
-        )
+        runs = f"{self.n} runs after {self.warmup}"
+        return f"{self.ms:.3g} ms (iqr {self.iqr_ms:.2g}, {self.conditions}, {runs})"
 
-# %% ../nbs/16_timing.ipynb #ed1a1152
-def time_calls(run, device):
-    "Milliseconds of one call of `run`."
-    if device.type == "cuda":
-        stream, (start, end) = (
-            torch.cuda.current_stream(device),
-            (torch.cuda.Event(enable_timing=True) for _ in range(2)),
-        )
-        start.record(stream)
-        run()
-        end.record(stream)
-        end.synchronize()
-        return start.elapsed_time(end)
+# %% ../nbs/16_timing.ipynb #61c8c63e
+@patch(as_prop=True)
+def conditions(self:Latency) -> str:
+    "Batch, threads, and whatever is not the default."
+    usual = "cpu", "float32", "contiguous"
+    other = [c for c in (self.device, self.dtype, self.layout) if c not in usual]
+    return ", ".join([f"batch {self.batch}", f"{self.threads} threads", *other])
+
+# %% ../nbs/16_timing.ipynb #e9700537
+def _time_on_gpu(run, device):
+    stream = torch.cuda.current_stream(device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record(stream)
+    run()
+    end.record(stream)
+    end.synchronize()
+    return start.elapsed_time(end)
+
+# %% ../nbs/16_timing.ipynb #abee75d8
+def time_calls(
+    run:Callable, # a function without arguments
+    device:torch.device, # where it computes
+) -> float: # ms
+    "Milliseconds of one call of `run`, until the device has finished."
+    if device.type == "cuda": return _time_on_gpu(run, device)
     start = time.perf_counter()
     run()
     if device.type == "mps": torch.mps.synchronize()
     return (time.perf_counter()-start)*1e3
 
-# %% ../nbs/16_timing.ipynb #93f33fe5
+# %% ../nbs/16_timing.ipynb #0a3b9d83
 @contextmanager
-def torch_threads(n):
+def torch_threads(
+    n:int, # CPU threads
+):
+    "Within the block torch computes with `n` CPU threads."
     was = torch.get_num_threads()
     torch.set_num_threads(n)
     try: yield
     finally: torch.set_num_threads(was)
 
-# %% ../nbs/16_timing.ipynb #4ff48eb3
+# %% ../nbs/16_timing.ipynb #bc5d4e6a
+def _repeated(inputs, batch):
+    "Inputs of one sample, repeated to `batch`; None leaves them as they are."
+    if batch is None: return inputs
+    lengths = [len(x) for x in inputs]
+    if any(n != 1 for n in lengths):
+        raise ValueError(f"batch={batch} repeats one sample, but inputs have lengths {lengths}; give x[:1]")
+    return [x.repeat(batch, *[1]*(x.ndim-1)) for x in inputs]
+
+def _channels_last(net, inputs):
+    "Copies with channels last in memory."
+    last = dict(memory_format=torch.channels_last)
+    return copy.deepcopy(net).to(**last), [x.to(**last) if x.ndim == 4 else x for x in inputs]
+
+# %% ../nbs/16_timing.ipynb #063008ac
+def _timings(net, inputs, device, seconds, warmup, threads, dtype):
+    "Milliseconds of each timed run."
+    run, times = lambda: net(*inputs), []
+    cast = torch.autocast(device.type, dtype) if dtype else nullcontext()
+    with frozen(net), torch.inference_mode(), torch_threads(threads), cast:
+        for _ in range(warmup): time_calls(run, device)
+        while len(times) < 3 or sum(times) < seconds*1e3: times.append(time_calls(run, device))
+    return times
+
+def _dtype_name(net, inputs, dtype):
+    "What the network computes in, as text."
+    if dtype: return str(dtype).removeprefix("torch.") + " autocast"
+    return str(next((p.dtype for p in net.parameters()), inputs[0].dtype)).removeprefix("torch.")
+
+def _device_name(device): return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+# %% ../nbs/16_timing.ipynb #6e5f938e
 def latency(
     net:nn.Module, # any module; left as it is
     *inputs:torch.Tensor, # example batch, on the device of `net`
@@ -72,82 +113,42 @@ def latency(
     seconds:float=.5, # time to spend, besides the warm-up; at least 3 runs
     warmup:int=3, # runs that are not timed
     threads:int|None=None, # CPU threads; None: torch's present number
-    # torch.bfloat16 or torch.float16: run under autocast, casts included; None: as the network is
-    dtype:torch.dtype|None=None,
+    dtype:torch.dtype|None=None, # torch.bfloat16 or torch.float16: autocast, casts included; None: as it is
     channels_last:bool=False, # measure a copy with channels last in memory
 ) -> Latency:
     "Measure the forward pass in evaluation mode, without gradients."
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected torch.bfloat16, torch.float16 or None, got {dtype}")
-    if batch is not None:
-        if any(len(x) != 1 for x in inputs):
-            raise ValueError(
-                f"batch={batch} repeats one sample, but inputs have lengths {[len(x) for x in inputs]}; "
-                f"give x[:1]"
-            )
-        inputs = [x.repeat(batch, *[1]*(x.ndim-1)) for x in inputs]
-    if channels_last:
-        net, inputs = (
-            copy.deepcopy(net).to(memory_format=torch.channels_last),
-            [x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs],
-        )
+    inputs = _repeated(inputs, batch)
+    if channels_last: net, inputs = _channels_last(net, inputs)
     device, threads = inputs[0].device, threads or torch.get_num_threads()
-    run, times = lambda: net(*inputs), []
-    with frozen(net), torch.inference_mode(), torch_threads(threads), (torch.autocast(device.type, dtype) if dtype else nullcontext()):
-        for _ in range(warmup): time_calls(run, device)
-        while len(times) < 3 or sum(times) < seconds*1e3: times.append(time_calls(run, device))
-    low, mid, high = (
-        torch.tensor(times, dtype=torch.float64)
-        .quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
-        .tolist()
-    )
-    name = lambda d: str(d).removeprefix("torch.")
-    kind = (
-        name(dtype) + " autocast"
-        if dtype
-        else name(next((p.dtype for p in net.parameters()), inputs[0].dtype))
-    )
-    return Latency(
-        mid,
-        high - low,
-        len(inputs[0]),
-        threads,
-        len(times),
-        warmup,
-        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        kind,
-        "channels_last" if channels_last else "contiguous",
-    )
+    times = torch.tensor(_timings(net, inputs, device, seconds, warmup, threads, dtype), dtype=torch.float64)
+    low, mid, high = times.quantile(times.new_tensor([.25, .5, .75])).tolist()
+    kind, layout = _dtype_name(net, inputs, dtype), "channels_last" if channels_last else "contiguous"
+    runs = len(inputs[0]), threads, len(times), warmup
+    return Latency(mid, high-low, *runs, _device_name(device), kind, layout)
 
-# %% ../nbs/16_timing.ipynb #f3a46bab
+# %% ../nbs/16_timing.ipynb #9d1b3532
 def machine(
-    device="cpu", # that computes
+    device:str|torch.device="cpu", # that computes
 ) -> dict:
     "What measured figures depend on; no names of hosts."
-    device = torch.device(device)
-    bf16 = (
-        torch.cuda.is_bf16_supported()
-        if device.type == "cuda"
-        else bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
-    )
+    device, gpu = torch.device(device), torch.device(device).type == "cuda"
+    on_cpu = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     return dict(
-        machine=platform.machine(),
-        cores=os.cpu_count(),
-        threads=torch.get_num_threads(),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        bf16_instructions=bf16,
-        torch=torch.__version__,
+        machine=platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+        device=_device_name(device), cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        bf16_instructions=torch.cuda.is_bf16_supported() if gpu else bool(on_cpu()), torch=torch.__version__,
     )
 
-# %% ../nbs/16_timing.ipynb #c042bc39
+# %% ../nbs/16_timing.ipynb #e70a94d1
 def machine_text(
-    device="cpu", # that computes
+    device:str|torch.device="cpu", # that computes
 ) -> str:
     "The same in words."
     return ", ".join(f"{k.replace('_', ' ')} {v}" for k,v in machine(device).items())
 
-# %% ../nbs/16_timing.ipynb #99a23acb
+# %% ../nbs/16_timing.ipynb #965bdabe
 class CostReport:
     "Parameters, MACs a sample and latency of a teacher and its student, side by side."
     def __init__(self,
@@ -162,44 +163,49 @@ class CostReport:
     ):
         self.convention, nets = convention, (teacher, student)
         costs = [layer_costs(n, sample, convention=convention, ignore=ignore) for n in nets]
-        self.params, self.macs, self.ignored = (
-            [count_params(n) for n in nets],
-            [c.macs for c in costs],
-            sorted({o for c in costs for o in c.ignored}),
-        )
-        self.latency = {
-            b: [latency(n, sample, batch=b, seconds=seconds, **options) for n in nets] for b in batches
-        }
-    @property
-    def macs_ratio(self): return self.macs[0]/self.macs[1]
-    @property
-    def params_ratio(self): return self.params[0]/self.params[1]
-    def speedup(self, batch:int): return self.latency[batch][0].ms/self.latency[batch][1].ms
-    def to_dict(self) -> dict:
-        "Everything as plain numbers, for JSON."
-        return dict(
-            params=self.params,
-            macs=self.macs,
-            convention=self.convention,
-            ignored=self.ignored,
-            params_ratio=self.params_ratio,
-            macs_ratio=self.macs_ratio,
-            latency={b: [asdict(l) for l in ls] for b, ls in self.latency.items()},
-            speedup={b: self.speedup(b) for b in self.latency},
-        )
-    def table(self) -> str:
-        "A markdown table."
-        note = "; without " + ", ".join(self.ignored) if self.ignored else ""
-        rows = [
-            ("parameters", *[f"{p:,}" for p in self.params], self.params_ratio),
-            (f"MACs ({self.convention} convention{note})", *[f"{m:,}" for m in self.macs], self.macs_ratio),
-        ]
-        rows += [
-            (f"ms, {l[0].conditions}", *[f"{x.ms:.3g} (iqr {x.iqr_ms:.2g})" for x in l], self.speedup(b))
-            for b, l in self.latency.items()
-        ]
-        return "\n".join(
-            ["| | teacher | student | ratio |", "|---|---|---|---|"]
-            + [f"| {n} | {t} | {s} | {r:.1f}x |" for n, t, s, r in rows]
-        )
-    _repr_markdown_ = table
+        self.params, self.macs = [count_params(n) for n in nets], [c.macs for c in costs]
+        self.ignored = sorted({o for c in costs for o in c.ignored})
+        timed = lambda b: [latency(n, sample, batch=b, seconds=seconds, **options) for n in nets]
+        self.latency = {b: timed(b) for b in batches}
+    def _repr_markdown_(self): return self.table()
+
+# %% ../nbs/16_timing.ipynb #991e97ce
+@patch(as_prop=True)
+def macs_ratio(self:CostReport) -> float:
+    "How many times more MACs the teacher has."
+    return self.macs[0]/self.macs[1]
+
+@patch(as_prop=True)
+def params_ratio(self:CostReport) -> float:
+    "How many times more parameters the teacher has."
+    return self.params[0]/self.params[1]
+
+@patch
+def speedup(self:CostReport,
+    batch:int, # one of the timed batch sizes
+) -> float:
+    "How many times longer the teacher takes."
+    return self.latency[batch][0].ms/self.latency[batch][1].ms
+
+# %% ../nbs/16_timing.ipynb #46d18338
+@patch
+def to_dict(self:CostReport) -> dict:
+    "Everything as plain numbers, for JSON."
+    plain = ("params","macs","convention","ignored","params_ratio","macs_ratio")
+    times = {b: [asdict(l) for l in ls] for b,ls in self.latency.items()}
+    speedup = {b: self.speedup(b) for b in self.latency}
+    return dict({k: getattr(self, k) for k in plain}, latency=times, speedup=speedup)
+
+# %% ../nbs/16_timing.ipynb #305581e7
+@patch
+def table(self:CostReport) -> str: # markdown
+    "A table of both networks and their ratios."
+    note = "; without " + ", ".join(self.ignored) if self.ignored else ""
+    macs = f"MACs ({self.convention} convention{note})"
+    rows = [("parameters", *[f"{p:,}" for p in self.params], self.params_ratio)]
+    rows.append((macs, *[f"{m:,}" for m in self.macs], self.macs_ratio))
+    for b,l in self.latency.items():
+        times = [f"{x.ms:.3g} (iqr {x.iqr_ms:.2g})" for x in l]
+        rows.append((f"ms, {l[0].conditions}", *times, self.speedup(b)))
+    head = ["| | teacher | student | ratio |", "|---|---|---|---|"]
+    return "\n".join(head + [f"| {n} | {t} | {s} | {r:.1f}x |" for n,t,s,r in rows])
