@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['image_grid', 'show_images', 'explore', 'split_view']
 
-# %% ../nbs/04_show.ipynb #13436914
+# %% ../nbs/04_show.ipynb #f45f7698
 import functools
 import numpy as np, torch
+from collections.abc import Callable
 from einops import rearrange
 from torch import nn
 from .core import require
 
-# %% ../nbs/04_show.ipynb #c4d3e2d6
+# %% ../nbs/04_show.ipynb #a501afb4
 def image_grid(
     x:torch.Tensor, # (n, c, h, w) in [-1, 1], c = 1 or 3
     n_cols:int=8, # pictures a row
@@ -28,47 +29,47 @@ def image_grid(
     g = rearrange(x, "(r k) c h w -> (r h) (k w) c", k=n_cols)
     return g[:g.shape[0]-pad, :g.shape[1]-pad].numpy()
 
-# %% ../nbs/04_show.ipynb #61247d1d
+# %% ../nbs/04_show.ipynb #7a3c0c2f
+def _stack_rows(rows, n_cols):
+    "One batch of labelled rows, and its number of columns."
+    x = torch.cat([v[:n_cols] for v in rows.values()])
+    n_cols = len(next(iter(rows.values()))[:n_cols])
+    if len(x) == n_cols*len(rows): return x, n_cols
+    raise ValueError(f"rows of unequal length: { {k: len(v) for k,v in rows.items()} }")
+
+# %% ../nbs/04_show.ipynb #9dec5164
+def _new_axis(n_rows, n_cols, scale, title):
+    "An axis of a new figure that fits a grid."
+    import matplotlib.pyplot as plt
+    size = scale*n_cols, scale*n_rows + (.3 if title else 0)
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+# %% ../nbs/04_show.ipynb #f1f86894
 def show_images(
-    x, # a batch (n, c, h, w) in [-1, 1], or a dict of them: one labelled row each
+    x:torch.Tensor|dict, # a batch (n, c, h, w) in [-1, 1], or a dict of them: one labelled row each
     n_cols:int=8, # pictures a row
     title:str="", # above the picture
     scale:float=0.7, # inches a picture
-    ax=None, # draw into this axis instead of a new figure
-):
-    """Draw a grid of pictures (matplotlib) and return its axis; a dict of batches becomes labelled rows over
-    the same columns.
-    """
-    import matplotlib.pyplot as plt
-    rows = x if isinstance(x, dict) else None
-    if rows:
-        x = torch.cat([v[:n_cols] for v in rows.values()])
-        n_cols = len(next(iter(rows.values()))[:n_cols])
-    if rows and len(x) != n_cols*len(rows):
-        raise ValueError(f"rows of unequal length: { {k: len(v) for k,v in rows.items()} }")
-    g = image_grid(x, n_cols)
-    n_rows = -(-len(x)//n_cols)
-    if ax is None:
-        _, ax = plt.subplots(
-            figsize=(scale * min(n_cols, len(x)), scale * n_rows + (0.3 if title else 0)),
-            layout="constrained",
-        )
+    ax:object=None, # draw into this matplotlib axis instead of a new figure
+) -> object: # the axis
+    "Draw a grid of pictures; a dict of batches becomes labelled rows over the same columns."
+    labels = list(x) if isinstance(x, dict) else []
+    if labels: x, n_cols = _stack_rows(x, n_cols)
+    g, n_rows = image_grid(x, n_cols), -(-len(x)//n_cols)
+    if ax is None: ax = _new_axis(n_rows, min(n_cols, len(x)), scale, title)
     ax.imshow(g, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set(xticks=[], yticks=[], title=title)
+    h = g.shape[0]/n_rows
+    ax.set(xticks=[], yticks=[h*(i+.5) for i in range(len(labels))], title=title)
+    ax.set_yticklabels(labels)
+    ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    if rows:
-        h = g.shape[0]/n_rows
-        ax.set_yticks([h*(i+.5) for i in range(n_rows)], list(rows))
-        ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/04_show.ipynb #22b70ec8
+# %% ../nbs/04_show.ipynb #606d677c
 def explore(
-    draw, # a drawing function; what it returns is not shown
-    # its arguments, as for `ipywidgets.interact`: (lowest, highest), (lowest, highest, step), a list of
-    # choices, or a widget
-    **controls,
-):
+    draw:Callable, # a drawing function; what it returns is not shown
+    **controls:object, # its arguments, as for `ipywidgets.interact`: (low, high), (low, high, step), a list
+) -> Callable:
     "Widgets over a drawing function; needs the `explore` extra."
     interact = require("ipywidgets", "explore").interact
     @functools.wraps(draw)
@@ -81,7 +82,7 @@ def explore(
         if w.has_trait("readout_format") and w.step < .01: w.readout_format = ".3f"
     return f
 
-# %% ../nbs/04_show.ipynb #31f720ed
+# %% ../nbs/04_show.ipynb #602ad830
 def split_view(
     before:torch.Tensor, # (1, c, h, w)
     after:torch.Tensor, # (1, c, h, w)
