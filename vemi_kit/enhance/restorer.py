@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'Restorer', 'Baseline', 'save_restorer', 'load_restorer']
 
-# %% ../../nbs/77_enhance.restorer.ipynb #aca3e22a
+# %% ../../nbs/77_enhance.restorer.ipynb #6dd50653
+import torch
 from pathlib import Path
 from torch import nn
 from ..core import default_device, seeded
@@ -17,34 +18,30 @@ from .degrade import degradation
 # %% ../../nbs/77_enhance.restorer.ipynb #136de850
 FAMILIES = dict(SRResNet=SRResNet, UNetRestorer=UNetRestorer)
 
-# %% ../../nbs/77_enhance.restorer.ipynb #4a2f948f
+# %% ../../nbs/77_enhance.restorer.ipynb #90b83165
 class Restorer(nn.Module):
     """A restoring network with its task: degraded pictures `(b, c, h, w)` to `(b, c, scale*h, scale*w)`, in
-    and out in [-1, 1]. `ValueError` if the network's scale is not that of the task.
+    and out in [-1, 1]. `TypeError` for other networks, `ValueError` if the scale is not that of the task.
     """
     def __init__(self,
         net:nn.Module, # of `FAMILIES`
         task:str, # what it undoes, as for `degradation`; "pairs": what the user's pairs show
     ):
         super().__init__()
-        if type(net).__name__ not in FAMILIES:
-            raise TypeError(f"Restorer: expected one of {list(FAMILIES)}, got {type(net).__name__}")
-        self.net, self.scale, self.channels, self.task = (
-            net,
-            getattr(net, "scale", 1),
-            net.channels,
-            task if task == "pairs" else degradation(task).spec,
-        )
+        family = type(net).__name__
+        if family not in FAMILIES:
+            raise TypeError(f"Restorer: expected one of {list(FAMILIES)}, got {family}")
+        self.net, self.scale, self.channels = net, getattr(net, "scale", 1), net.channels
+        self.task = task if task == "pairs" else degradation(task).spec
         wanted = self.scale if task == "pairs" else degradation(task).scale
         if self.scale != wanted:
-            raise ValueError(
-                f"Restorer: the task {self.task!r} enlarges {wanted} times, this "
-                f"{type(net).__name__} {self.scale} times; build it with scale={wanted}"
-            )
-        self.config = dict(family=type(net).__name__, task=self.task, net=net.config)
-    def forward(self, x): return self.net(x).clamp(-1, 1)
+            here = f"this {family} {self.scale} times; build it with scale={wanted}"
+            raise ValueError(f"Restorer: the task {self.task!r} enlarges {wanted} times, {here}")
+        self.config = dict(family=family, task=self.task, net=net.config)
 
-# %% ../../nbs/77_enhance.restorer.ipynb #e389f74d
+    def forward(self, x:torch.Tensor) -> torch.Tensor: return self.net(x).clamp(-1, 1)
+
+# %% ../../nbs/77_enhance.restorer.ipynb #5367a734
 class Baseline(nn.Module):
     "What needs no learning: bicubic enlargement, or the picture as it is where the scale is 1."
     def __init__(self,
@@ -52,7 +49,9 @@ class Baseline(nn.Module):
     ):
         super().__init__()
         self.scale = scale
-    def forward(self, x): return resize(x, (x.shape[2]*self.scale, x.shape[3]*self.scale))
+
+    def forward(self, x:torch.Tensor) -> torch.Tensor:
+        return resize(x, (x.shape[2]*self.scale, x.shape[3]*self.scale))
 
 # %% ../../nbs/77_enhance.restorer.ipynb #1b54f017
 def save_restorer(
@@ -64,33 +63,33 @@ def save_restorer(
     with atomic_write(path) as part: save_nets(part, half, restorer=restorer)
     return Path(path)
 
-# %% ../../nbs/77_enhance.restorer.ipynb #d26f1b4b
-def load_restorer(
-    source:str|Path="x2", # one that ships with the kit, or a file (.safetensors)
-    device=None, # None: the best there is
-) -> Restorer: # in evaluation mode
-    "Read a restorer; `FileNotFoundError` if there is none, `ValueError` if the file holds something else."
+# %% ../../nbs/77_enhance.restorer.ipynb #5b520436
+def _restorer_file(source):
+    "The file of a restorer: its path, or that of one that ships with the kit."
     path = Path(source)
     # a folder of that name does not stand in the way
-    if path.suffix != ".safetensors" and not path.is_file():
-        try: path = weights_path(f"enhance_{source}")
-        except FileNotFoundError:
-            there = sorted(
-                p.stem.removeprefix("enhance_")
-                for p in weights_path("digit_classifier").parent.glob("enhance_*.safetensors")
-            )
-            raise FileNotFoundError(
-                f"no student {str(source)!r}: the kit ships {there}; for one of your own "
-                f"give its file (.safetensors)"
-            ) from None
+    if path.suffix == ".safetensors" or path.is_file(): return path
+    try: return weights_path(f"enhance_{source}")
+    except FileNotFoundError:
+        files = weights_path("digit_classifier").parent.glob("enhance_*.safetensors")
+        there = sorted(p.stem.removeprefix("enhance_") for p in files)
+        text = "for one of your own give its file (.safetensors)"
+        raise FileNotFoundError(f"no student {str(source)!r}: the kit ships {there}; {text}") from None
+
+# %% ../../nbs/77_enhance.restorer.ipynb #eef0ca6d
+def load_restorer(
+    source:str|Path="x2", # one that ships with the kit, or a file (.safetensors)
+    device:str|torch.device|None=None, # None: the best there is
+) -> Restorer: # in evaluation mode
+    "Read a restorer; `FileNotFoundError` if there is none, `ValueError` if the file holds something else."
+    path = _restorer_file(source)
     if not path.is_file():
         raise FileNotFoundError(f"no student file {str(path)!r}; vemi_enhance train writes one")
     try: config = read_config(path, "restorer")
     except Exception as e: raise ValueError(f"{path}: not a readable weights file ({e})") from e
     if config.get("family") not in FAMILIES:
-        raise ValueError(
-            f"{path}: holds no restorer; expected a file written by save_restorer or vemi_enhance train"
-        )
+        text = "expected a file written by save_restorer or vemi_enhance train"
+        raise ValueError(f"{path}: holds no restorer; {text}")
     with seeded(): restorer = Restorer(FAMILIES[config["family"]](**config["net"]), config["task"])
     load_nets(path, restorer=restorer)
     return restorer.to(default_device(device)).eval()
