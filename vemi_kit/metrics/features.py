@@ -6,9 +6,10 @@
 __all__ = ['DigitClassifier', 'train_digit_classifier', 'accuracy', 'digit_classifier', 'Extractor', 'InceptionFeatures',
            'inception']
 
-# %% ../../nbs/17_metrics.features.ipynb #8b1cb0dc
+# %% ../../nbs/17_metrics.features.ipynb #f1c4b309
 import torch, torch.nn.functional as F
-from fastcore.all import store_attr
+from collections.abc import Callable
+from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch import nn
 from ..core import check_finite, check_images, frozen, require, set_seed
@@ -16,7 +17,7 @@ from ..files import load_nets, read_config, weights_hash, weights_path
 from ..data.pictures import digits, resize
 from ..data.batches import Batches
 
-# %% ../../nbs/17_metrics.features.ipynb #f256cacd
+# %% ../../nbs/17_metrics.features.ipynb #34fc960d
 class DigitClassifier(nn.Module):
     """Small convolutional classifier of digits `(b, 1, h, w)` in [-1, 1]; `features` gives the (b,
     n_features) activations before the last layer.
@@ -30,66 +31,66 @@ class DigitClassifier(nn.Module):
         store_attr("size")
         self.config = dict(size=size, width=width, n_features=n_features)
         conv = lambda i,o,s: [nn.Conv2d(i,o,3,stride=s,padding=1), nn.ReLU()]
-        self.body = nn.Sequential(
-            *conv(1, width, 1),
-            *conv(width, width, 2),
-            *conv(width, 2 * width, 1),
-            *conv(2 * width, 2 * width, 2),
-            nn.Flatten(),
-            nn.Linear(2 * width * (size // 4) ** 2, n_features),
-            nn.ReLU(),
-        )
+        narrow = conv(1, width, 1) + conv(width, width, 2)
+        broad = conv(width, 2*width, 1) + conv(2*width, 2*width, 2)
+        last = nn.Linear(2*width*(size//4)**2, n_features)
+        self.body = nn.Sequential(*narrow, *broad, nn.Flatten(), last, nn.ReLU())
         self.head = nn.Sequential(nn.Dropout(.3), nn.Linear(n_features, 10))
-    def features(self, x):
-        "Pictures `(b, 1, h, w)` to activations `(b, n_features)`."
-        return self.body(resize(x, self.size))
-    def forward(self, x): return self.head(self.features(x))
+    def forward(self, x:torch.Tensor) -> torch.Tensor: return self.head(self.features(x))
 
-# %% ../../nbs/17_metrics.features.ipynb #2fe448d1
+# %% ../../nbs/17_metrics.features.ipynb #d47d7f09
+@patch
+def features(self:DigitClassifier,
+    x:torch.Tensor, # pictures (b, 1, h, w)
+) -> torch.Tensor: # (b, n_features)
+    "Activations before the last layer."
+    return self.body(resize(x, self.size))
+
+# %% ../../nbs/17_metrics.features.ipynb #1a897ea2
+def _moved(x, g):
+    "Pictures shifted by up to a few pixels, zoomed and turned a little."
+    turn, zoom = .2*torch.randn(len(x), generator=g), 1 + .08*torch.randn(len(x), generator=g)
+    shift = .08*torch.randn(len(x), 2, generator=g)
+    rows = (zoom*turn.cos(), -zoom*turn.sin(), shift[:,0]), (zoom*turn.sin(), zoom*turn.cos(), shift[:,1])
+    theta = torch.stack([torch.stack(r, 1) for r in rows], 1)
+    grid = F.affine_grid(theta, x.shape, align_corners=False)
+    # outside is black
+    return F.grid_sample(x+1, grid, align_corners=False) - 1
+
+# %% ../../nbs/17_metrics.features.ipynb #d932898c
 def train_digit_classifier(
     n_epochs:int=40, # passes over the training split
     seed:int=0, # initialisation, order, shifts
-    device="cpu", # where to train
+    device:str|torch.device="cpu", # where to train
 ) -> DigitClassifier: # in evaluation mode
     """Train on the training split of the digits, with shifts, zooms and small turns as augmentation; needs
     the `demo` extra.
     """
     g = set_seed(seed)
     x, y = digits(16)
-    net, data = DigitClassifier().to(device), Batches((x, y), 64, seed)
-    n_steps = n_epochs*(len(x)//64)
+    net, data, n_steps = DigitClassifier().to(device), Batches((x, y), 64, seed), n_epochs*(len(x)//64)
     opt = torch.optim.Adam(net.parameters(), 2e-3)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, 2e-3, n_steps)
     for i in range(n_steps):
         xb, yb = data.batch(i)
-        turn, zoom = .2*torch.randn(len(xb),generator=g), 1+.08*torch.randn(len(xb),generator=g)
-        shift = .08*torch.randn(len(xb),2,generator=g)
-        theta = torch.stack(
-            [
-                torch.stack([zoom * turn.cos(), -zoom * turn.sin(), shift[:, 0]], 1),
-                torch.stack([zoom * turn.sin(), zoom * turn.cos(), shift[:, 1]], 1),
-            ],
-            1,
-        )
-        xb = F.grid_sample(xb+1, F.affine_grid(theta, xb.shape, align_corners=False), align_corners=False)-1
-        loss = F.cross_entropy(net(xb.to(device)), yb.to(device))
+        loss = F.cross_entropy(net(_moved(xb, g).to(device)), yb.to(device))
         opt.zero_grad()
         loss.backward()
         opt.step()
         sched.step()
     return net.eval()
 
-# %% ../../nbs/17_metrics.features.ipynb #dd4403fc
+# %% ../../nbs/17_metrics.features.ipynb #26699a52
 @torch.no_grad()
 def accuracy(
     net:nn.Module, # classifier, pictures to logits
-    x:torch.Tensor, # pictures
-    y:torch.Tensor, # labels
-) -> float:
+    x:torch.Tensor, # pictures (n, c, h, w)
+    y:torch.Tensor, # labels (n,)
+) -> float: # 0 to 1
     "Share of right answers."
     with frozen(net): return (net(x).argmax(1) == y).float().mean().item()
 
-# %% ../../nbs/17_metrics.features.ipynb #8c9b6cc9
+# %% ../../nbs/17_metrics.features.ipynb #fc4e5aff
 def digit_classifier() -> DigitClassifier:
     "The trained classifier that ships with the kit, in evaluation mode."
     path = weights_path("digit_classifier")
@@ -97,20 +98,16 @@ def digit_classifier() -> DigitClassifier:
     load_nets(path, classifier=net)
     return net.eval()
 
-# %% ../../nbs/17_metrics.features.ipynb #ed2d577e
+# %% ../../nbs/17_metrics.features.ipynb #04e0c560
 class Extractor:
     """Pictures `(b, c, h, w)` in [-1, 1] to features `(b, d)` in double precision on the CPU: centre crop,
     resize, network.
     """
     def __init__(self,
-        net, # module with `features(x) -> (b, d)`, else any callable `x -> (b, d)`
-        # resize to this side first; None: `net.config["size"]` if there is one, else pictures are left as
-        # they are
-        size:int|None=None,
+        net:Callable, # module with `features(x) -> (b, d)`, else any callable `x -> (b, d)`
+        size:int|None=None, # resize to this side; None: `net.config["size"]`, if there is one
         crop:int|None=None, # side of a central square cut out before that; None: no crop
-        # for the protocol, which adds a module's hash; None: its class. A plain function, which has no
-        # weights to hash, needs one
-        name:str|None=None,
+        name:str|None=None, # for the protocol, a module's hash is added; None: its class
         resize_note:str|None=None, # what the network itself does to sizes, for the protocol
     ):
         if not callable(net):
@@ -124,50 +121,64 @@ class Extractor:
         store_attr("net,size,crop,resize_note")
         self._given = name
         self.name = self._name()
-    def _name(self):
-        return (
-            f"{self._given or type(self.net).__name__}:{weights_hash(self.net)}"
-            if isinstance(self.net, nn.Module)
-            else self._given
-        )
-    def check_unchanged(self):
-        "Raise `RuntimeError` if the network's weights are not those of the start."
-        if self._name() != self.name:
-            raise RuntimeError(
-                f"extractor {self.name} was changed after the reference was read; make a new metric"
-            )
-    @property
-    def resize_name(self): return self.resize_note or ("bicubic antialias" if self.size else "none")
-    @property
-    def crop_name(self): return f"centre {self.crop}" if self.crop else "none"
 
-    def prepare(self, x:torch.Tensor) -> torch.Tensor:
-        "Crop and resize."
-        if self.crop:
-            h, w = x.shape[2:]
-            if min(h, w) < self.crop:
-                raise ValueError(f"extractor: cannot cut {self.crop}x{self.crop} out of {h}x{w}")
-            x = x[:, :, (h-self.crop)//2:, (w-self.crop)//2:][:, :, :self.crop, :self.crop]
-        return resize(x, self.size) if self.size else x
+# %% ../../nbs/17_metrics.features.ipynb #763fb318
+@patch
+def _name(self:Extractor):
+    if not isinstance(self.net, nn.Module): return self._given
+    return f"{self._given or type(self.net).__name__}:{weights_hash(self.net)}"
 
-    def __call__(self, x:torch.Tensor) -> torch.Tensor:
-        "Features of pictures that went through `prepare`."
-        f = self.net.features if callable(getattr(self.net, "features", None)) else self.net
-        device = (
-            next((p.device for p in self.net.parameters()), x.device)
-            if isinstance(self.net, nn.Module)
-            else x.device
-        )
-        with frozen(self.net), torch.no_grad(): y = f(x.float().to(device))
-        if not torch.is_tensor(y) or y.ndim != 2 or len(y) != len(x):
-            raise ValueError(
-                f"extractor {self.name}: expected features ({len(x)}, d), got "
-                f"{tuple(y.shape) if torch.is_tensor(y) else type(y).__name__}; pool or "
-                f"flatten them"
-            )
-        return check_finite(y.cpu().double(), f"extractor {self.name}: features")
+@patch
+def check_unchanged(self:Extractor):
+    "Raise `RuntimeError` if the network's weights are not those of the start."
+    if self._name() == self.name: return
+    raise RuntimeError(f"extractor {self.name} was changed after the reference was read; make a new metric")
 
-# %% ../../nbs/17_metrics.features.ipynb #a6e787aa
+# %% ../../nbs/17_metrics.features.ipynb #ac6ae51c
+@patch(as_prop=True)
+def resize_name(self:Extractor) -> str:
+    "The filter, for the protocol."
+    return self.resize_note or ("bicubic antialias" if self.size else "none")
+
+@patch(as_prop=True)
+def crop_name(self:Extractor) -> str:
+    "The crop, for the protocol."
+    return f"centre {self.crop}" if self.crop else "none"
+
+# %% ../../nbs/17_metrics.features.ipynb #1ae4b4f1
+@patch
+def prepare(self:Extractor,
+    x:torch.Tensor, # pictures (b, c, h, w)
+) -> torch.Tensor: # (b, c, size, size)
+    "Crop and resize; raises `ValueError` if the crop does not fit."
+    if self.crop:
+        h, w = x.shape[2:]
+        fits = min(h, w) >= self.crop
+        if not fits: raise ValueError(f"extractor: cannot cut {self.crop}x{self.crop} out of {h}x{w}")
+        x = x[:, :, (h-self.crop)//2:, (w-self.crop)//2:][:, :, :self.crop, :self.crop]
+    return resize(x, self.size) if self.size else x
+
+# %% ../../nbs/17_metrics.features.ipynb #d032dcf4
+@patch
+def _device(self:Extractor, x):
+    "Where the network computes; a function or a module without parameters, where the pictures are."
+    own = self.net.parameters() if isinstance(self.net, nn.Module) else ()
+    return next((p.device for p in own), x.device)
+
+@patch
+def __call__(self:Extractor,
+    x:torch.Tensor, # pictures that went through `prepare`
+) -> torch.Tensor: # (b, d), float64
+    "Their features; raises `ValueError` for another shape, `FloatingPointError` for NaN or infinity."
+    f = self.net.features if callable(getattr(self.net, "features", None)) else self.net
+    with frozen(self.net), torch.no_grad(): y = f(x.float().to(self._device(x)))
+    if not torch.is_tensor(y) or y.ndim != 2 or len(y) != len(x):
+        got = tuple(y.shape) if torch.is_tensor(y) else type(y).__name__
+        expected = f"expected features ({len(x)}, d), got {got}; pool or flatten them"
+        raise ValueError(f"extractor {self.name}: {expected}")
+    return check_finite(y.cpu().double(), f"extractor {self.name}: features")
+
+# %% ../../nbs/17_metrics.features.ipynb #a489fca5
 class InceptionFeatures(nn.Module):
     """`features(x)` for a network that takes 8-bit pictures and returns a tuple: pictures `(b, 3, h, w)` in
     [-1, 1] are rounded to 0..255, the first output is kept.
@@ -177,33 +188,33 @@ class InceptionFeatures(nn.Module):
     ):
         super().__init__()
         self.net = net
-    def features(self, x):
-        "Pictures `(b, 3, h, w)` to `(b, 2048)`."
+    def features(self,
+        x:torch.Tensor, # pictures (b, 3, h, w)
+    ) -> torch.Tensor: # (b, 2048)
+        "Features of the pictures, rounded to 8 bits."
         check_images(x, "Inception", channels=3)
         return self.net(((x+1)*127.5).round().clamp(0,255).to(torch.uint8))[0]
 
-# %% ../../nbs/17_metrics.features.ipynb #eaaf0ff9
+# %% ../../nbs/17_metrics.features.ipynb #d0416478
+_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+
 def inception(
-    path:str|Path, # weights on your disk: torch-fidelity's weights-inception-2015-12-05-6726825d.pth
+    path:str|Path, # torch-fidelity's weights-inception-2015-12-05-6726825d.pth, on your disk
     crop:int|None=None, # as in `Extractor`
 ) -> Extractor:
-    """The Inception network of published FIDs (Heusel et al. 2017), 2048 features; raises
+    """The Inception network of published FIDs (Heusel et al. 2017, arXiv 1706.08500), 2048 features; raises
     `FileNotFoundError` without the file and `ImportError` without the `metrics` extra.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"inception: no weights at {str(path)!r}; get "
-            f"weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases, "
-            f"nothing is downloaded here"
-        )
+        where = f"get {_INCEPTION} from torch-fidelity's releases, nothing is downloaded here"
+        raise FileNotFoundError(f"inception: no weights at {str(path)!r}; {where}")
     build = require("torch_fidelity.feature_extractor_inceptionv3", "metrics").FeatureExtractorInceptionV3
     try:
         # torch-fidelity would unpickle anything
         torch.load(path, map_location="cpu", weights_only=True)
         net = build("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     except Exception as e:
-        raise ValueError(
-            f"inception: {path} does not hold the weights of this network ({str(e)[:200]})"
-        ) from e
+        told = f"does not hold the weights of this network ({str(e)[:200]})"
+        raise ValueError(f"inception: {path} {told}") from e
     return Extractor(InceptionFeatures(net), crop=crop, resize_note="TensorFlow 1 bilinear to 299, inside")

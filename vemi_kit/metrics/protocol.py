@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['Protocol', 'Figure', 'over_seeds']
 
-# %% ../../nbs/18_metrics.protocol.ipynb #ed7ee8fa
+# %% ../../nbs/18_metrics.protocol.ipynb #1149080e
 import hashlib, json, operator
 import torch
+from collections.abc import Iterable
 from dataclasses import dataclass, asdict, fields, replace
+from fastcore.all import patch
 from ..core import check_finite
 
-# %% ../../nbs/18_metrics.protocol.ipynb #316c8854
+# %% ../../nbs/18_metrics.protocol.ipynb #4c0aeb2c
 @dataclass(frozen=True)
 class Protocol:
     """What a figure was measured with; `key` is a hash of all of it, and figures with different keys are not
@@ -27,36 +29,33 @@ class Protocol:
     extractor:str      # class and hash of the extractor
     seed:int|tuple     # of the latents; several for a mean over seeds
     settings:str=""    # of the metric, e.g. "100 subsets of 1000, degree 3"
-    @property
-    def key(self): return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
     def __str__(self):
-        crop, settings = (
-            ("" if self.crop == "none" else f"crop {self.crop}, "),
-            (f"{self.settings}, " if self.settings else ""),
-        )
-        return (
-            f"{self.metric} to {self.reference} (N={self.n_reference} vs "
-            f"{self.n_generated}, {crop}{self.size}, {self.resize}, {self.extractor}, "
-            f"{settings}seed {self.seed}; key {self.key})"
-        )
-    def check(self,
-        other:"Protocol", # of another figure
-        but:tuple=(), # fields that may differ
-    ):
-        "Raise `ValueError` with every field that differs."
-        odd = [
-            f"{f.name}: {a!r} against {b!r}"
-            for f in fields(self)
-            if f.name not in but and (a := getattr(self, f.name)) != (b := getattr(other, f.name))
-        ]
-        if odd:
-            raise ValueError(
-                "figures of different protocols cannot be compared; "
-                + "; ".join(odd)
-                + ". Measure both alike, or use float(figure) and say so"
-            )
+        sizes = f"N={self.n_reference} vs {self.n_generated}"
+        crop = "" if self.crop == "none" else f"crop {self.crop}, "
+        settings = f"{self.settings}, " if self.settings else ""
+        seen = f"{crop}{self.size}, {self.resize}, {self.extractor}, {settings}seed {self.seed}"
+        return f"{self.metric} to {self.reference} ({sizes}, {seen}; key {self.key})"
 
-# %% ../../nbs/18_metrics.protocol.ipynb #37f1cb59
+# %% ../../nbs/18_metrics.protocol.ipynb #1d8a95b8
+@patch(as_prop=True)
+def key(self:Protocol) -> str:
+    "Twelve hexadecimal digits of a hash of all fields."
+    return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+@patch
+def check(self:Protocol,
+    other:Protocol, # of another figure
+    but:tuple=(), # fields that may differ
+):
+    "Raise `ValueError` with every field that differs."
+    names = [f.name for f in fields(self) if f.name not in but]
+    pairs = {n: (getattr(self, n), getattr(other, n)) for n in names}
+    odd = "; ".join(f"{n}: {a!r} against {b!r}" for n,(a,b) in pairs.items() if a != b)
+    if odd:
+        advice = "Measure both alike, or use float(figure) and say so"
+        raise ValueError(f"figures of different protocols cannot be compared; {odd}. {advice}")
+
+# %% ../../nbs/18_metrics.protocol.ipynb #359b52e2
 @dataclass(frozen=True)
 class Figure:
     """A measured value with its protocol. `<`, `>` and `-` take a plain number or a figure of the same
@@ -64,53 +63,58 @@ class Figure:
     """
     value:float
     protocol:Protocol
-    # standard deviation: over seeds if `n` > 1, else over the subsets of the metric, if it has any
-    sd:float|None=None
+    sd:float|None=None   # standard deviation over seeds if `n` > 1, else over the metric's subsets, if any
     n:int=1              # seeds
     def __post_init__(self):
-        check_finite(
-            torch.tensor(self.value),
-            f"{self.protocol.metric}: the figure",
-            "Look at the pictures: are they all alike?",
-        )
-    def _other(self, other):
-        if not isinstance(other, Figure): return float(other)
-        self.protocol.check(other.protocol)
-        return other.value
+        hint = "Look at the pictures: are they all alike?"
+        check_finite(torch.tensor(self.value), f"{self.protocol.metric}: the figure", hint)
     def __float__(self): return self.value
     def __sub__(self, other): return self.value - self._other(other)
     def __rsub__(self, other): return self._other(other) - self.value
     def __format__(self, spec): return format(self.value, spec) if spec else str(self)
+    def __repr__(self): return str(self)
     def __str__(self):
         sd = "" if self.sd is None else f" ± {self.sd:.2g}" + (f" ({self.n} seeds)" if self.n > 1 else "")
         return f"{self.value:.4g}{sd}  {self.protocol}"
-    __repr__ = __str__
-    def to_json(self) -> str:
-        "The figure and its protocol as JSON."
-        return json.dumps(dict(asdict(self), key=self.protocol.key))
-    @staticmethod
-    def from_json(text:str) -> "Figure":
-        "Read what `to_json` wrote; raises `ValueError` if the protocol was changed since."
-        d = json.loads(text)
-        p = d["protocol"]
-        p = Protocol(**{**p, "seed": tuple(p["seed"]) if isinstance(p["seed"], list) else p["seed"]})
-        if p.key != d.pop("key"):
-            raise ValueError(
-                f"figure: its protocol has the key {p.key}, not the one it was written "
-                f"with; it was edited or comes from another version"
-            )
-        return Figure(**{**d, "protocol": p})
 
-# %% ../../nbs/18_metrics.protocol.ipynb #0c860f16
+# %% ../../nbs/18_metrics.protocol.ipynb #f358157f
+@patch
+def _other(self:Figure, other):
+    "The value of a plain number or of a figure of the same protocol."
+    if not isinstance(other, Figure): return float(other)
+    self.protocol.check(other.protocol)
+    return other.value
+
 for _op in (operator.lt, operator.le, operator.gt, operator.ge):
     setattr(Figure, f"__{_op.__name__}__", lambda self, other, op=_op: op(self.value, self._other(other)))
 
-# %% ../../nbs/18_metrics.protocol.ipynb #bf050fdd
+# %% ../../nbs/18_metrics.protocol.ipynb #445f69c5
+@patch
+def to_json(self:Figure) -> str:
+    "The figure and its protocol as JSON."
+    return json.dumps(dict(asdict(self), key=self.protocol.key))
+
+@patch(cls_method=True)
+def from_json(cls:Figure,
+    text:str, # of `to_json`
+) -> Figure:
+    "Read what `to_json` wrote; raises `ValueError` if the protocol was changed since."
+    d = json.loads(text)
+    seed = d["protocol"]["seed"]
+    p = Protocol(**{**d["protocol"], "seed": tuple(seed) if isinstance(seed, list) else seed})
+    if p.key != d.pop("key"):
+        raise ValueError(
+            f"figure: its protocol has the key {p.key}, not the one it was written "
+            f"with; it was edited or comes from another version"
+        )
+    return cls(**{**d, "protocol": p})
+
+# %% ../../nbs/18_metrics.protocol.ipynb #6b73c4e3
 def over_seeds(
-    figures, # two or more, alike in everything but the seed
+    figures:Iterable, # two or more figures, alike in everything but the seed
 ) -> Figure: # mean, sd (n-1 in the denominator) and number of seeds
     """Mean and standard deviation; raises `ValueError` for figures of different protocols or a seed that
-    stands twice.
+    occurs twice.
     """
     figures = list(figures)
     if len(figures) < 2:
