@@ -109,11 +109,11 @@ def test_alone_and_with_vem(task, name, method):
                 and all(p.grad is None for p in vem.energy.parameters())
             )
             assert "vem/gap" in last and "vem/drift" in last
-        # what is private stays private: discriminators, online teachers, eyes
+        # what is private stays private: discriminators, online teachers, fixed features
         for m in methods.values():
             private = [
                 p
-                for k in ("discriminator", "teachers", "critics", "eyes", "terms")
+                for k in ("discriminator", "teachers", "critics", "eyes", "extractor", "terms")
                 for p in getattr(m, k, nn.Module()).parameters()
             ]
             assert not trained & {id(p) for p in private}
@@ -218,7 +218,7 @@ def test_cagc_with_lpips(task, vgg16, name):
     assert last["cagc"] < first["cagc"] and last["cagc/perceptual"] < first["cagc/perceptual"]
     method = r.objective.methods["cagc"]
     assert "mask contrast_mask; LPIPS of VGG16" in r.objective.notes()["cagc"]
-    # the eyes do not learn
+    # fixed features do not learn
     assert all(torch.equal(v, state[f"features.{k}"]) for k, v in method.distance.body.state_dict().items())
     with torch.no_grad():
         a = r.teacher(t["batch"])

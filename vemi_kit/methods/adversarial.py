@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['GAN_LOSSES', 'lsgan_d', 'lsgan_g', 'Adversarial']
 
-# %% ../../nbs/58_methods.adversarial.ipynb #6ec77409
+# %% ../../nbs/58_methods.adversarial.ipynb #a6f7c583
 import copy
 import torch
 from contextlib import nullcontext
+from fastcore.all import patch
 from torch import nn
 from ..core import frozen
 from ..processes import sync_grads
@@ -16,23 +17,24 @@ from ..zoo.dcgan import hinge_d, hinge_g
 from ..zoo.stylegan2_training import logistic_d, logistic_g, r1_penalty
 from .base import Method
 
-# %% ../../nbs/58_methods.adversarial.ipynb #0ae1dae5
+# %% ../../nbs/58_methods.adversarial.ipynb #ff0751a1
 def lsgan_d(
     real:torch.Tensor, # logits of real pictures
     fake:torch.Tensor, # logits of fakes
-) -> torch.Tensor:
-    "Discriminator's least-squares loss, a scalar (Mao et al. 2017, arXiv 1611.04076), the one of CycleGAN."
+) -> torch.Tensor: # scalar
+    "Discriminator's least-squares loss (Mao et al. 2017, arXiv 1611.04076), the one of CycleGAN."
     return ((real-1).square().mean() + fake.square().mean())/2
 
+# %% ../../nbs/58_methods.adversarial.ipynb #883f1ddb
 def lsgan_g(
     fake:torch.Tensor, # logits of fakes
-) -> torch.Tensor:
-    "Generator's loss that goes with `lsgan_d`, a scalar."
+) -> torch.Tensor: # scalar
+    "Generator's loss that goes with `lsgan_d`."
     return (fake-1).square().mean()
 
 GAN_LOSSES = dict(hinge=(hinge_d, hinge_g), logistic=(logistic_d, logistic_g), lsgan=(lsgan_d, lsgan_g))
 
-# %% ../../nbs/58_methods.adversarial.ipynb #10e87399
+# %% ../../nbs/58_methods.adversarial.ipynb #0bfe05b2
 class Adversarial(Method):
     """GAN term: a copy of `discriminator` learns to tell real pictures from the student's; the student
     learns to pass. Real are the teacher's pictures, the target of a paired task, or pictures of another
@@ -43,86 +45,110 @@ class Adversarial(Method):
         discriminator:nn.Module, # picture to logit (b,); usually the teacher's
         weight:float=.05, # factor in the sum
         lr:float=5e-5, # Adam of the discriminator, betas (0, 0.9); 0 keeps it as it is
-        # "teacher", "target" and the like, see `Method.positive`; or data, whose `batch(i)` gives real
-        # pictures
-        real="teacher",
-        # one of `GAN_LOSSES`: "hinge" (SNGAN), "logistic" (StyleGAN2), "lsgan" (CycleGAN, pix2pix)
-        loss:str="hinge",
-        # gamma of the penalty gamma/2 |grad|² at real pictures, every `r1_every` steps and as many times as
-        # strong
-        r1:float=0.,
-        r1_every:int=16, # steps between penalties
-        # the discriminator sees the batch's input, too, stacked before the picture (pix2pix)
-        conditional:bool=False,
+        real:object="teacher", # see `Method.positive`; or data whose `batch(i)` gives real pictures
+        loss:str="hinge", # or "logistic" (StyleGAN2), "lsgan" (CycleGAN, pix2pix): `GAN_LOSSES`
+        r1:float=0., # gamma of the penalty gamma/2 |grad|² at real pictures
+        r1_every:int=16, # steps between penalties, which are as many times as strong
+        conditional:bool=False, # stack the batch's input before the picture (pix2pix)
         input:str="input", # for a batch that is a dict: which entry that is
     ):
         super().__init__(weight)
         if loss not in GAN_LOSSES:
             raise ValueError(f"adversarial: loss: expected one of {list(GAN_LOSSES)}, got {loss!r}")
         # in a list: the original is not ours to train or save
-        self._source, self.lr, self.real, self.loss_name = [discriminator], lr, real, loss
-        self.r1, self.r1_every, self.conditional, self.input, self.n_updates = (
-            r1,
-            r1_every,
-            conditional,
-            input,
-            0,
-        )
+        self._source = [discriminator]
+        self.lr, self.real, self.loss_name = lr, real, loss
+        self.r1, self.r1_every = r1, r1_every
+        self.conditional, self.input = conditional, input
+        self.n_updates = 0
 
-    def prepare(self, teacher, student, batch, t, s):
-        self.discriminator = copy.deepcopy(self._source[0]).to(t.device).train().requires_grad_(True)
-        self.opt = torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=(0.,.9))
+# %% ../../nbs/58_methods.adversarial.ipynb #59f68552
+@patch
+def prepare(self:Adversarial,
+    teacher:nn.Module, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor, # see `Method.prepare`
+):
+    "Copy the discriminator to the device of `t` and give it an optimiser."
+    self.discriminator = copy.deepcopy(self._source[0]).to(t.device).train().requires_grad_(True)
+    self.opt = torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=(0.,.9))
 
-    def loss(self, batch, t, s, features=None):
-        d = self.update(batch, self.reals(batch, t), s.detach())
-        return self.judge(batch, s), dict(d_loss=d)
+# %% ../../nbs/58_methods.adversarial.ipynb #d0f58a9c
+@patch
+def reals(self:Adversarial,
+    batch:object, # as the data gave it
+    t:torch.Tensor, # teacher pictures (b, c, h, w)
+) -> torch.Tensor: # (b, c, h, w)
+    "Real pictures for this step."
+    if hasattr(self.real, "batch"): return self.real.batch(self.n_updates).to(t)
+    return self.positive(batch, t, self.real)
 
-    def reals(self, batch, t):
-        "Real pictures for this step."
-        return (
-            self.real.batch(self.n_updates).to(t)
-            if hasattr(self.real, "batch")
-            else self.positive(batch, t, self.real)
-        )
+# %% ../../nbs/58_methods.adversarial.ipynb #af3da6bc
+@patch
+def logits(self:Adversarial,
+    batch:object, # as the data gave it; its input is used if `conditional`
+    x:torch.Tensor, # pictures to judge (b, c, h, w)
+) -> torch.Tensor: # logits
+    "The discriminator's answer."
+    if not self.conditional: return self.discriminator(x)
+    if isinstance(batch, dict): batch = batch[self.input]
+    elif not torch.is_tensor(batch): batch = batch[0]
+    return self.discriminator(torch.cat([batch, x], 1))
 
-    def logits(self, batch, x):
-        if not self.conditional: return self.discriminator(x)
-        return self.discriminator(
-            torch.cat(
-                [
-                    batch
-                    if torch.is_tensor(batch)
-                    else batch[self.input]
-                    if isinstance(batch, dict)
-                    else batch[0],
-                    x,
-                ],
-                1,
-            )
-        )
+# %% ../../nbs/58_methods.adversarial.ipynb #3d6ffb70
+@patch
+def update(self:Adversarial,
+    batch:object, # as the data gave it
+    real:torch.Tensor, # real pictures (b, c, h, w)
+    fake:torch.Tensor, # the student's, without graph
+) -> float: # the discriminator's loss
+    "One step of the discriminator; none if `lr` is 0."
+    learns = self.lr > 0
+    with nullcontext() if learns else frozen(self.discriminator), torch.set_grad_enabled(learns):
+        d = GAN_LOSSES[self.loss_name][0](self.logits(batch, real), self.logits(batch, fake))
+        if learns and self.r1 > 0 and self.n_updates % self.r1_every == 0:
+            d = d + self.r1/2*self.r1_every*r1_penalty(lambda x: self.logits(batch, x), real)
+    if learns: self.descend(d)
+    self.n_updates += 1
+    return d.item()
 
-    def update(self, batch, real, fake) -> float:
-        "One step of the discriminator (none if `lr` is 0); its loss."
-        with nullcontext() if self.lr > 0 else frozen(self.discriminator), torch.set_grad_enabled(self.lr > 0):
-            d = GAN_LOSSES[self.loss_name][0](self.logits(batch, real), self.logits(batch, fake))
-            if self.lr > 0 and self.r1 > 0 and self.n_updates % self.r1_every == 0:
-                d = d + self.r1/2*self.r1_every*r1_penalty(lambda x: self.logits(batch, x), real)
-        if self.lr > 0:
-            for g in self.opt.param_groups: g["lr"] = self.lr
-            self.opt.zero_grad(set_to_none=True)
-            d.backward()
-            sync_grads(self.discriminator.parameters())
-            self.opt.step()
-            self.opt.zero_grad(set_to_none=True)
-        self.n_updates += 1
-        return d.item()
+# %% ../../nbs/58_methods.adversarial.ipynb #88397798
+@patch
+def descend(self:Adversarial,
+    d:torch.Tensor, # the discriminator's loss, with its graph
+):
+    "Step the discriminator at the present `lr`, with gradients averaged over processes."
+    for g in self.opt.param_groups: g["lr"] = self.lr
+    self.opt.zero_grad(set_to_none=True)
+    d.backward()
+    sync_grads(self.discriminator.parameters())
+    self.opt.step()
+    self.opt.zero_grad(set_to_none=True)
 
-    def judge(self, batch, s):
-        "The generator's loss for pictures `s`, with the discriminator frozen."
-        with frozen(self.discriminator): return GAN_LOSSES[self.loss_name][1](self.logits(batch, s))
+# %% ../../nbs/58_methods.adversarial.ipynb #55fd6ccb
+@patch
+def judge(self:Adversarial,
+    batch:object, # as the data gave it
+    s:torch.Tensor, # student pictures with their graph
+) -> torch.Tensor: # scalar
+    "The generator's loss, with the discriminator frozen."
+    with frozen(self.discriminator): return GAN_LOSSES[self.loss_name][1](self.logits(batch, s))
 
-    def get_extra_state(self):
-        return dict(opt=self.opt.state_dict(), n_updates=self.n_updates) if hasattr(self, "opt") else None
-    def set_extra_state(self, state):
-        self.opt.load_state_dict(state["opt"])
-        self.n_updates = state["n_updates"]
+# %% ../../nbs/58_methods.adversarial.ipynb #141fa5b8
+@patch
+def loss(self:Adversarial, batch:object, t:torch.Tensor, s:torch.Tensor, features:dict|None=None) -> tuple:
+    "The discriminator's step, then the student's loss; logs `d_loss`."
+    d = self.update(batch, self.reals(batch, t), s.detach())
+    return self.judge(batch, s), dict(d_loss=d)
+
+# %% ../../nbs/58_methods.adversarial.ipynb #755b3d51
+@patch
+def get_extra_state(self:Adversarial) -> dict|None:
+    "Optimiser and count, for checkpoints."
+    return dict(opt=self.opt.state_dict(), n_updates=self.n_updates) if hasattr(self, "opt") else None
+
+@patch
+def set_extra_state(self:Adversarial,
+    state:dict, # of `get_extra_state`
+):
+    "Restore saved state."
+    self.opt.load_state_dict(state["opt"])
+    self.n_updates = state["n_updates"]

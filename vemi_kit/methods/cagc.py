@@ -5,8 +5,11 @@
 # %% auto #0
 __all__ = ['contrast_mask', 'CAGC']
 
-# %% ../../nbs/63_methods.cagc.ipynb #57e590fa
+# %% ../../nbs/63_methods.cagc.ipynb #95deda56
 import torch, torch.nn.functional as F
+from collections.abc import Callable
+from fastcore.all import patch
+from pathlib import Path
 from torch import nn
 from ..core import frozen
 from ..files import weights_hash
@@ -29,7 +32,7 @@ def contrast_mask(
     c = (blur(x.square()) - blur(x).square()).clamp_min(0).mean(1, keepdim=True)
     return (c >= c.flatten(1).quantile(1-share, dim=1).view(-1,1,1,1)).float()
 
-# %% ../../nbs/63_methods.cagc.ipynb #56081e8c
+# %% ../../nbs/63_methods.cagc.ipynb #159f3072
 class CAGC(Method):
     """Masked L1 and perceptual distance to the teacher's pictures (CAGC, arXiv 2104.02244; both weights 3 as
     published). LPIPS with `weights` (VGG16's file), as published, else the `PerceptualFeatures` that need
@@ -38,54 +41,57 @@ class CAGC(Method):
     name, seen_by = "cagc", "not prepared"
     def __init__(self,
         weight:float=1., # factor in the sum
-        # pictures (b, c, h, w) to content (b, 1, h, w) in [0, 1]: a function or a module, e.g. a parsing
-        # network; None: `contrast_mask`
-        mask=None,
+        mask:Callable|None=None, # pictures to content (b, 1, h, w) in [0, 1]; None: `contrast_mask`
         l1:float=3., # weight of the L1 term
         perceptual:float=3., # weight of the perceptual term
-        weights=None, # file of torchvision's VGG16
+        weights:str|Path|None=None, # file of torchvision's VGG16
     ):
         super().__init__(weight)
-        # in a list: a parsing network is not ours to train or save
-        self._mask, self.l1, self.perceptual, self.weights = (
-            [mask or contrast_mask],
-            l1,
-            perceptual,
-            weights if weights is None else str(weights),
-        )
-    def prepare(self, teacher, student, batch, t, s):
-        if self.weights:
-            self.set_aside(distance=LPIPS(self.weights, "vgg").to(t.device))
-            self.seen_by = f"LPIPS of VGG16 ({weights_hash(self.distance.body)})"
-        else:
-            self.eyes = Perceptual()
-            self.eyes.prepare(teacher, student, batch, t, s)
-            self.seen_by = self.eyes.note
-        if isinstance(self._mask[0], nn.Module): self._mask[0].to(t.device)
-        # what does not fit, the mask or the size of the pictures, fails here
-        with torch.no_grad(): self.loss(batch, t, s)
+        self._mask = [mask or contrast_mask]       # in a list: a parsing network is not ours to train or save
+        self.l1, self.perceptual = l1, perceptual
+        self.weights = weights if weights is None else str(weights)
     @property
     def note(self):
         m = self._mask[0]
-        who = getattr(m, "__name__", type(m).__name__)
-        return f"mask {who}; {self.seen_by}"
-    def content(self, t):
-        "The mask of these pictures; `ValueError` if it does not fit."
-        with frozen(self._mask[0]), torch.no_grad(): m = self._mask[0](t).to(t)
-        if m.shape not in ((len(t), 1, *t.shape[2:]), t.shape):
-            raise ValueError(f"cagc: expected a mask {(len(t), 1, *t.shape[2:])}, got {tuple(m.shape)}")
-        if not (m.min() >= 0 and m.max() <= 1 and m.max() > 0):
-            raise ValueError(
-                f"cagc: expected a mask with values from 0 to 1, not all 0; got "
-                f"{m.min():.3g} to {m.max():.3g}"
-            )
-        return m
-    def loss(self, batch, t, s, features=None):
-        m = self.content(t)
-        a, b = t*m, s*m
-        l1 = (a-b).abs().mean()
-        if not self.weights: p, _ = self.eyes.loss(batch, a, b)
-        else: p = self.distance(*(v.expand(-1,3,-1,-1).clamp(-1,1) for v in (a, b))).mean()
-        return self.l1 * l1 + self.perceptual * p, dict(
-            l1=l1.item(), perceptual=p.item(), content=m.mean().item()
-        )
+        return f"mask {getattr(m, '__name__', type(m).__name__)}; {self.seen_by}"
+
+# %% ../../nbs/63_methods.cagc.ipynb #67a07d46
+@patch
+def prepare(self:CAGC,
+    teacher:nn.Module, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor, # see `Method.prepare`
+):
+    "Build the perceptual term; a mask or a size of pictures that does not fit fails here."
+    if self.weights:
+        self.set_aside(distance=LPIPS(self.weights, "vgg").to(t.device))
+        self.seen_by = f"LPIPS of VGG16 ({weights_hash(self.distance.body)})"
+    else:
+        self.eyes = Perceptual()
+        self.eyes.prepare(teacher, student, batch, t, s)
+        self.seen_by = self.eyes.note
+    if isinstance(self._mask[0], nn.Module): self._mask[0].to(t.device)
+    with torch.no_grad(): self.loss(batch, t, s)
+
+# %% ../../nbs/63_methods.cagc.ipynb #9cfd76d7
+@patch
+def content(self:CAGC,
+    t:torch.Tensor, # teacher pictures (b, c, h, w)
+) -> torch.Tensor: # (b, 1, h, w) or like t, in [0, 1]
+    "The mask of these pictures; `ValueError` if it does not fit."
+    with frozen(self._mask[0]), torch.no_grad(): m = self._mask[0](t).to(t)
+    if m.shape not in ((len(t), 1, *t.shape[2:]), t.shape):
+        raise ValueError(f"cagc: expected a mask {(len(t), 1, *t.shape[2:])}, got {tuple(m.shape)}")
+    if not (m.min() >= 0 and m.max() <= 1 and m.max() > 0):
+        got = f"{m.min():.3g} to {m.max():.3g}"
+        raise ValueError(f"cagc: expected a mask with values from 0 to 1, not all 0; got {got}")
+    return m
+
+# %% ../../nbs/63_methods.cagc.ipynb #16c5253c
+@patch
+def loss(self:CAGC, batch:object, t:torch.Tensor, s:torch.Tensor, features:dict|None=None) -> tuple:
+    "Both terms under the mask; logs `l1`, `perceptual` and `content`, the masked share of pixels."
+    m = self.content(t)
+    a, b = t*m, s*m
+    l1 = (a-b).abs().mean()
+    if self.weights: p = self.distance(*(v.expand(-1,3,-1,-1).clamp(-1,1) for v in (a, b))).mean()
+    else: p, _ = self.eyes.loss(batch, a, b)
+    return self.l1*l1 + self.perceptual*p, dict(l1=l1.item(), perceptual=p.item(), content=m.mean().item())

@@ -5,9 +5,12 @@
 # %% auto #0
 __all__ = ['deeper', 'OMGD']
 
-# %% ../../nbs/62_methods.omgd.ipynb #60f5dedf
+# %% ../../nbs/62_methods.omgd.ipynb #993a500c
 import torch, torch.nn.functional as F
+from collections.abc import Callable
 from copy import deepcopy
+from fastcore.all import patch
+from pathlib import Path
 from torch import nn
 from ..core import check_finite, frozen
 from ..processes import sync_buffers, sync_grads
@@ -18,10 +21,10 @@ from .adversarial import Adversarial
 from .perceptual import Perceptual, SSIM, Style, TotalVariation
 from .relations import Channel
 
-# %% ../../nbs/62_methods.omgd.ipynb #aef9acf9
+# %% ../../nbs/62_methods.omgd.ipynb #45cbc806
 def deeper(
     student:nn.Module, # network of the zoo with a number of blocks, or with blocks at its levels (the U-Nets)
-    more:int=2, # times as many blocks; so many more at each level of a U-Net
+    more:int=2, # factor for the number of blocks; in a U-Net, blocks that each level gains
 ) -> nn.Module:
     """A fresh network of the student's width and more depth; `TypeError` if its family has no blocks,
     `ValueError` if the student was pruned.
@@ -34,7 +37,7 @@ def deeper(
         f"teachers={{'wide': ..., 'deep': ...}} yourself"
     )
 
-# %% ../../nbs/62_methods.omgd.ipynb #5e34f3fb
+# %% ../../nbs/62_methods.omgd.ipynb #7f9faf3d
 class OMGD(Method):
     """Online distillation from teachers that train beside the student (OMGD, arXiv 2108.06908): SSIM 10,
     style 1e4, perceptual 10, total variation 1e-5 for each teacher, and `channel` for the first.
@@ -45,192 +48,196 @@ class OMGD(Method):
     name, inside, seen_by = "omgd", True, ""
     def __init__(self,
         discriminator:nn.Module, # picture to logits; every teacher trains a copy of its own
-        # {name: network}, trained here; None: "wide" (a copy of the run's teacher) and "deep" (see `deeper`)
-        teachers:dict|None=None,
-        real="target", # what the discriminators call real: see `Adversarial`
-        # weight of the teachers' L1 to the target of a paired batch (10 in cycles, 0 without pairs)
-        reconstruction:float=100.,
+        teachers:dict|None=None, # networks by name; None: "wide" (the run's teacher, copied) and "deep"
+        real:object="target", # what the discriminators call real: see `Adversarial`
+        reconstruction:float=100., # of the teachers' L1 to the target (10 in cycles, 0 without pairs)
         weight:float=1., # factor in the sum
         ssim:float=10., # weights of the student's terms, as published
-        style:float=1e4,
-        perceptual:float=10.,
-        tv:float=1e-5,
+        style:float=1e4, # as published
+        perceptual:float=10., # as published
+        tv:float=1e-5, # as published
         channel:float=10., # 5e2 for horse2zebra, 1e1 for edges2shoes
-        layers=None, # for the channel term, see `FeatureMethod`
+        layers:list|dict|None=None, # for the channel term, see `FeatureMethod`
         adaptor:str="conv-bn-relu", # of the channel term, one of `ADAPTORS`, as published
         lr:float=2e-4, # Adam of teachers and discriminators, betas (0.5, 0.999)
         loss:str="lsgan", # one of `GAN_LOSSES`
         conditional:bool=False, # see `Adversarial`
         n_dis:int=1, # student steps for each step of the teachers
-        # score(net) -> float, lower is better, e.g. a Fréchet distance: the student follows the best state
-        # of each teacher so far; None: the present one
-        score=None,
+        score:Callable|None=None, # of a network, lower is better: each teacher's best state is followed
         score_every:int=500, # steps of the teachers between scores
-        # the picture terms follow the chosen teacher alone, in place of all, as published; needs a score
-        only_chosen:bool=False,
-        weights=None, # file of VGG16's weights, see `PerceptualFeatures`
+        only_chosen:bool=False, # picture terms follow the chosen teacher alone; needs a score
+        weights:str|Path|None=None, # file of VGG16's weights, see `PerceptualFeatures`
     ):
         super().__init__(weight)
         if only_chosen and score is None:
-            raise ValueError(
-                "omgd: only_chosen needs score=, a function of a network that says how "
-                "good it is (lower is better)"
-            )
+            why = "a function of a network that says how good it is (lower is better)"
+            raise ValueError(f"omgd: only_chosen needs score=, {why}")
         self._given, self._discriminator, self._score = teachers, [discriminator], score
-        (
-            self.real,
-            self.reconstruction,
-            self.lr,
-            self.loss_name,
-            self.conditional,
-            self.n_dis,
-            self.score_every,
-            self.only_chosen,
-        ) = real, reconstruction, lr, loss, conditional, n_dis, score_every, only_chosen
-        self.terms = nn.ModuleDict(
-            {
-                m.name: m
-                for m in (
-                    SSIM(ssim),
-                    Style(style, weights),
-                    Perceptual(perceptual, weights),
-                    TotalVariation(tv),
-                )
-                if m.weight
-            }
-        )
-        if channel: self.channel = Channel(channel, layers, adaptor=adaptor)
+        self.real, self.loss_name, self.conditional = real, loss, conditional
+        self.reconstruction, self.lr, self.n_dis = reconstruction, lr, n_dis
+        self.score_every, self.only_chosen = score_every, only_chosen
+        pictures = SSIM(ssim), Style(style, weights), Perceptual(perceptual, weights), TotalVariation(tv)
+        self.terms = nn.ModuleDict({m.name: m for m in pictures if m.weight})
+        self.channel = Channel(channel, layers, adaptor=adaptor) if channel else None
         self.n_seen, self.best, self._answers = 0, {}, None
+
     @property
     def chosen(self):
         "Name of the teacher with the best score so far; None without one."
         return min(self.best, key=self.best.get, default=None)
     @property
     def note(self):
-        return "; ".join(
-            filter(
-                None,
-                [
-                    self.seen_by,
-                    self.chosen
-                    and f"chosen teacher {self.chosen!r}, scores "
-                    + ", ".join(f"{k} {v:.4g}" for k, v in self.best.items()),
-                ],
-            )
-        )
+        told = [self.seen_by] if self.seen_by else []
+        scores = ", ".join(f"{k} {v:.4g}" for k,v in self.best.items())
+        if self.best: told.append(f"chosen teacher {self.chosen!r}, scores {scores}")
+        return "; ".join(told)
 
-    def prepare(self, teacher, student, batch, t, s):
-        device, given = s.device, self._given or {"wide": teacher, "deep": deeper(student)}
-        self.teachers = nn.ModuleDict(
-            {k: deepcopy(v).to(device).train().requires_grad_(True) for k, v in given.items()}
-        )
-        self.critics = nn.ModuleDict(
-            {
-                k: Adversarial(
-                    self._discriminator[0],
-                    lr=self.lr,
-                    real=self.real,
-                    loss=self.loss_name,
-                    conditional=self.conditional,
-                )
-                for k in given
-            }
-        )
-        for m in [*self.critics.values(), *self.terms.values(), *([self.channel] if hasattr(self, "channel") else [])]:
-            m.read = self.read
-        for c in self.critics.values():
-            c.prepare(teacher, student, batch, t, s)
-            c.opt.param_groups[0]["betas"] = (.5, .999)
-        for m in self.terms.values(): m.prepare(teacher, student, batch, t, s)
-        self.seen_by = next((m.note for m in self.terms.values() if m.note), "")
-        if hasattr(self, "channel"):
-            first = next(iter(self.teachers.values()))
-            self.channel.prepare(first, student, batch, t, s)
-            # the student's; its own teachers it hears itself
-            self.layers = dict(enumerate(self.channel.layers.values()))
-        self.opts = {k: torch.optim.Adam(v.parameters(), self.lr, (.5,.999)) for k,v in self.teachers.items()}
-        if self._score:
-            self.kept = nn.ModuleDict(
-                {k: deepcopy(v).eval().requires_grad_(False) for k, v in self.teachers.items()}
-            )
+# %% ../../nbs/62_methods.omgd.ipynb #cf6dcce1
+@patch
+def prepare(self:OMGD,
+    teacher:nn.Module, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor, # see `Method.prepare`
+):
+    "Build teachers, discriminators and terms."
+    given = self._given or {"wide": teacher, "deep": deeper(student)}
+    trained = lambda net: deepcopy(net).to(s.device).train().requires_grad_(True)
+    self.teachers = nn.ModuleDict({k: trained(net) for k,net in given.items()})
+    self.opts = {k: torch.optim.Adam(net.parameters(), self.lr, (.5,.999)) for k,net in self.teachers.items()}
+    kw = dict(lr=self.lr, real=self.real, loss=self.loss_name, conditional=self.conditional)
+    self.critics = nn.ModuleDict({k: Adversarial(self._discriminator[0], **kw) for k in given})
+    for m in self.parts(): m.read = self.read
+    for m in [*self.critics.values(), *self.terms.values()]: m.prepare(teacher, student, batch, t, s)
+    for c in self.critics.values(): c.opt.param_groups[0]["betas"] = (.5, .999)
+    self.seen_by = next((m.note for m in self.terms.values() if m.note), "")
+    if self.channel: self.prepare_channel(student, batch, t, s)
+    if self._score:
+        copies = {k: deepcopy(net).eval().requires_grad_(False) for k,net in self.teachers.items()}
+        self.kept = nn.ModuleDict(copies)
 
-    def _taps(self, k, net):
-        return Taps(
-            net, self.channel.layers if hasattr(self, "channel") and k == next(iter(self.teachers)) else ()
-        )
+# %% ../../nbs/62_methods.omgd.ipynb #d0a0800f
+@patch
+def parts(self:OMGD) -> list: # of Methods
+    "The methods inside: discriminators, picture terms, the channel term."
+    parts = [*self.critics.values(), *self.terms.values()]
+    return [*parts, self.channel] if self.channel else parts
 
-    def follow(self, batch, t):
-        "Let the teachers answer and learn; the pictures of the best are to be followed."
-        first = next(iter(self.teachers))
-        train, answers, self._figures, feats = self.n_seen % self.n_dis == 0, {}, {}, {}
-        for k,net in self.teachers.items():
-            taps = self._taps(k, net)
-            with taps, torch.enable_grad() if train else torch.no_grad(): y = self.read(net, batch)
-            answers[k] = y.detach()
-            if k == first: feats = {n: v.detach() for n,v in taps.seen.items()}
-            if not train: continue
-            critic = self.critics[k]
-            self._figures[f"{k}_d"] = critic.update(batch, critic.reals(batch, t), y.detach())
-            loss = gan = critic.judge(batch, y)
-            if self.reconstruction:
-                loss = loss + self.reconstruction*F.l1_loss(y, self.positive(batch, t, "target"))
-            check_finite(loss.detach(), f"omgd: the loss of teacher {k!r}", f"Lower lr ({self.lr:g}).")
-            self.opts[k].zero_grad(set_to_none=True)
-            loss.backward()
-            sync_grads(net.parameters())
-            for g in self.opts[k].param_groups: g["lr"] = self.lr
-            self.opts[k].step()
-            self.opts[k].zero_grad(set_to_none=True)
-            sync_buffers(net)
-            self._figures[f"{k}_g"] = gan.item()
-        if self._score: answers, feats = self._select(batch, answers, feats, train)
-        self.n_seen += 1
-        self._answers, self._feats = answers, feats
-        return answers[self.chosen or first]
+@patch
+def prepare_channel(self:OMGD, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor):
+    "The channel term, between the first teacher and the student."
+    self.channel.prepare(next(iter(self.teachers.values())), student, batch, t, s)
+    # the student's layers only: this method taps its own teachers itself
+    self.layers = dict(enumerate(self.channel.layers.values()))
 
-    def _select(self, batch, answers, feats, train):
-        "Keep the best state of each teacher by its score, and let those answer."
-        if train and (self.n_seen//self.n_dis) % self.score_every == 0:
-            for k,net in self.teachers.items():
-                with frozen(net), torch.no_grad(): value = float(self._score(net))
-                if value < self.best.get(k, float("inf")):
-                    self.best[k] = value
-                    self.kept[k].load_state_dict(net.state_dict())
-        first, res = next(iter(self.teachers)), {}
-        for k,net in self.kept.items():
-            with self._taps(k, net) as taps, torch.no_grad(): res[k] = self.read(net, batch)
-            if k == first: feats = taps.seen
-        self._figures.update(
-            {f"{k}_best": v for k, v in self.best.items()}
-            | {f"{k}_chosen": float(k == self.chosen) for k in self.best}
-        )
-        return res, feats
+# %% ../../nbs/62_methods.omgd.ipynb #ffd12a1b
+@patch
+def answer(self:OMGD,
+    name:str, # of the teacher
+    net:nn.Module, # the teacher, or its best state
+    batch:object, # as the data gave it
+) -> tuple: # pictures (b, c, h, w), {layer: features}
+    "What a teacher gives for this batch; features are those of the first teacher for the channel term."
+    tapped = self.channel and name == next(iter(self.teachers))
+    with Taps(net, self.channel.layers if tapped else ()) as taps: y = self.read(net, batch)
+    return y, taps.seen
 
-    def loss(self, batch, t, s, features=None):
-        if self._answers is None:
-            raise RuntimeError(
-                "omgd: the teachers have not answered; call follow(batch, t) first, as Objective does"
-            )
-        total, figures = 0., dict(self._figures)
-        for k,answer in self._answers.items():
-            if self.only_chosen and k != self.chosen: continue
-            for m in self.terms.values():
-                value, _ = m.loss(batch, answer, s)
-                total = total + m.weight*value
-                figures[f"{k}_{m.name}"] = value.item()
-        if hasattr(self, "channel"):
-            value, _ = self.channel.loss(batch, t, s, dict(teacher=self._feats, student=features["student"]))
-            total = total + self.channel.weight*value
-            figures["channel"] = value.item()
-        return total, figures
+# %% ../../nbs/62_methods.omgd.ipynb #8c90e512
+@patch
+def teach(self:OMGD,
+    name:str, # of the teacher
+    y:torch.Tensor, # its pictures, with their graph
+    batch:object, # as the data gave it
+    t:torch.Tensor, # pictures of the run's teacher
+):
+    "Step a teacher and its discriminator; their losses go into the figures."
+    net, critic, opt = self.teachers[name], self.critics[name], self.opts[name]
+    self._figures[f"{name}_d"] = critic.update(batch, critic.reals(batch, t), y.detach())
+    loss = gan = critic.judge(batch, y)
+    if self.reconstruction:
+        loss = loss + self.reconstruction*F.l1_loss(y, self.positive(batch, t, "target"))
+    check_finite(loss.detach(), f"omgd: the loss of teacher {name!r}", f"Lower lr ({self.lr:g}).")
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    sync_grads(net.parameters())
+    for g in opt.param_groups: g["lr"] = self.lr
+    opt.step()
+    opt.zero_grad(set_to_none=True)
+    sync_buffers(net)
+    self._figures[f"{name}_g"] = gan.item()
 
-    def student_parameters(self): return self.channel.student_parameters() if hasattr(self, "channel") else []
-    def get_extra_state(self):
-        return (
-            dict(n_seen=self.n_seen, best=self.best, opts={k: o.state_dict() for k, o in self.opts.items()})
-            if hasattr(self, "opts")
-            else None
-        )
-    def set_extra_state(self, state):
-        self.n_seen, self.best = state["n_seen"], dict(state["best"])
-        for k,o in self.opts.items(): o.load_state_dict(state["opts"][k])
+# %% ../../nbs/62_methods.omgd.ipynb #63c3ec50
+@patch
+def follow(self:OMGD,
+    batch:object, # as the data gave it
+    t:torch.Tensor, # pictures of the run's teacher (b, c, h, w)
+) -> torch.Tensor: # like t
+    "Let the teachers answer and learn; returns the pictures of the chosen one, or of the first."
+    first, train = next(iter(self.teachers)), self.n_seen % self.n_dis == 0
+    answers, feats, self._figures = {}, {}, {}
+    for k,net in self.teachers.items():
+        with torch.set_grad_enabled(train): y, seen = self.answer(k, net, batch)
+        answers[k] = y.detach()
+        if k == first: feats = {n: v.detach() for n,v in seen.items()}
+        if train: self.teach(k, y, batch, t)
+    if self._score:
+        if train and (self.n_seen//self.n_dis) % self.score_every == 0: self.keep_best()
+        answers, feats = self.best_answers(batch)
+    self.n_seen += 1
+    self._answers, self._feats = answers, feats
+    return answers[self.chosen or first]
+
+# %% ../../nbs/62_methods.omgd.ipynb #98e4efe7
+@patch
+def keep_best(self:OMGD):
+    "Score the teachers and keep the state of each that beat its best."
+    for k,net in self.teachers.items():
+        with frozen(net), torch.no_grad(): value = float(self._score(net))
+        if value < self.best.get(k, float("inf")):
+            self.best[k] = value
+            self.kept[k].load_state_dict(net.state_dict())
+
+@patch
+def best_answers(self:OMGD, batch:object) -> tuple: # pictures by teacher, {layer: features} of the first
+    "Answers of the kept states; logs the scores."
+    with torch.no_grad(): given = {k: self.answer(k, net, batch) for k,net in self.kept.items()}
+    self._figures |= {f"{k}_best": v for k,v in self.best.items()}
+    self._figures |= {f"{k}_chosen": float(k == self.chosen) for k in self.best}
+    return {k: y for k,(y,_) in given.items()}, given[next(iter(given))][1]
+
+# %% ../../nbs/62_methods.omgd.ipynb #93c551fc
+@patch
+def loss(self:OMGD, batch:object, t:torch.Tensor, s:torch.Tensor, features:dict|None=None) -> tuple:
+    "The student's terms for the answers of `follow`, which `Objective` calls first."
+    if self._answers is None:
+        how = "call follow(batch, t) first, as Objective does"
+        raise RuntimeError(f"omgd: the teachers have not answered; {how}")
+    total, figures = 0., dict(self._figures)
+    for k,answer in self._answers.items():
+        if self.only_chosen and k != self.chosen: continue
+        for m in self.terms.values():
+            value, _ = m.loss(batch, answer, s)
+            total = total + m.weight*value
+            figures[f"{k}_{m.name}"] = value.item()
+    if self.channel:
+        value, _ = self.channel.loss(batch, t, s, dict(teacher=self._feats, student=features["student"]))
+        total = total + self.channel.weight*value
+        figures["channel"] = value.item()
+    return total, figures
+
+# %% ../../nbs/62_methods.omgd.ipynb #4828edf6
+@patch
+def student_parameters(self:OMGD) -> list:
+    "The adaptors of the channel term."
+    return self.channel.student_parameters() if self.channel else []
+
+@patch
+def get_extra_state(self:OMGD) -> dict|None:
+    "Optimisers, scores and count, for checkpoints."
+    if not hasattr(self, "opts"): return None
+    return dict(n_seen=self.n_seen, best=self.best, opts={k: o.state_dict() for k,o in self.opts.items()})
+
+@patch
+def set_extra_state(self:OMGD,
+    state:dict, # of `get_extra_state`
+):
+    "Restore saved state."
+    self.n_seen, self.best = state["n_seen"], dict(state["best"])
+    for k,o in self.opts.items(): o.load_state_dict(state["opts"][k])
