@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['FIGURES', 'Enhancer', 'Evaluation']
 
-# %% ../../nbs/79_enhance.train.ipynb #c4171efb
+# %% ../../nbs/79_enhance.train.ipynb #4ebc28de
 import numpy as np, torch
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fastcore.all import patch, store_attr
 from pathlib import Path
+from torch import nn
 from ..core import default_device, generator, set_seed
 from ..metrics.features import Extractor
 from ..metrics.distances import FrechetDistance
@@ -23,62 +25,51 @@ from .crops import Crops, Photos, training_photos
 from .restorer import Baseline, FAMILIES, Restorer
 from .tiles import enhance
 
-# %% ../../nbs/79_enhance.train.ipynb #71e0cdca
+# %% ../../nbs/79_enhance.train.ipynb #e1c8ee41
+def _split_pairs(pairs):
+    "Photos of pairs: those to train on, and a tenth to judge with."
+    if len(pairs) < 2: raise ValueError("Enhancer: at least two pairs expected, one of them to judge with")
+    order, n = torch.randperm(len(pairs), generator=generator(0)).tolist(), max(1, len(pairs)//10)
+    return tuple(Photos(sorted(ks), lambda k: pairs[k]) for ks in (order[n:], order[:n]))
+
+# %% ../../nbs/79_enhance.train.ipynb #1a1aeb41
 class Enhancer:
     """Pictures, a task and the steps from them to a small restorer; with `out`, each training can be
     interrupted and resumed.
     """
     def __init__(self,
         task:str="x2", # what to undo, as for `degradation`; "pairs": what `pairs` show
-        folder=None, # folder of clean pictures; None: the bundled photographs
-        test=None, # folder of held-out ones; None: a tenth of `folder`, or the bundled ones' test split
-        # for task "pairs": a `PairedFolder` or any sequence of (input, target), each (3, h, w); a tenth is
-        # held out
-        pairs=None,
-        out=None, # folder for checkpoints and histories; None writes nothing
+        folder:str|Path|None=None, # folder of clean pictures; None: the bundled photographs
+        test:str|Path|None=None, # folder of held-out ones; None: a tenth of `folder`, or bundled ones
+        pairs:Sequence|None=None, # for "pairs": a `PairedFolder`, or (input, target), each (3, h, w)
+        out:str|Path|None=None, # folder for checkpoints and histories; None writes nothing
         crop:int=48, # side of degraded crops
         batch_size:int=16, # crops a step
         seed:int=0, # of everything random
-        device=None, # None: the best there is
+        device:str|torch.device|None=None, # None: the best there is
         resume:bool=False, # go on from what lies in `out`
         progress:bool=True, # show bars
     ):
         if (task == "pairs") != (pairs is not None):
-            raise ValueError(
-                f"Enhancer: task={task!r} and pairs={'given' if pairs is not None else None}: "
-                f"pairs belong to task='pairs', and to no other"
-            )
+            given = f"task={task!r} and pairs={'given' if pairs is not None else None}"
+            raise ValueError(f"Enhancer: {given}: pairs belong to task='pairs', and to no other")
         self.task = task if pairs is not None else degradation(task).spec
-        if pairs is None: self.photos, self.held = training_photos(folder, test)
-        else:
-            n = max(1, len(pairs)//10)
-            if len(pairs) < 2:
-                raise ValueError("Enhancer: at least two pairs expected, one of them to judge with")
-            order = torch.randperm(len(pairs), generator=generator(0)).tolist()
-            self.held, self.photos = (Photos(sorted(ks), lambda k: pairs[k]) for ks in (order[:n], order[n:]))
+        self.photos, self.held = training_photos(folder, test) if pairs is None else _split_pairs(pairs)
         self.device, self.out = default_device(device), out and Path(out)
         store_attr("seed,crop,batch_size,resume,progress")
         self.crops = Crops(self.photos, self.task, crop, batch_size, seed)
         self.scale, self.sample = self.crops.scale, torch.zeros(1, 3, crop, crop)
         self.baseline, self.teacher, self.student = Baseline(self.scale), None, None
 
-    def _fit(self, name, teacher, student, methods, n_steps, lr, **kw):
-        "One training in the folder `name`."
-        return distill(
-            teacher,
-            student,
-            self.crops,
-            methods,
-            out=self.out and self.out / name,
-            resume=self.resume and bool(self.out),
-            progress=self.progress,
-            n_steps=n_steps,
-            lr=lr,
-            betas=(0.9, 0.99),
-            seed=self.seed,
-            device=self.device,
-            **kw,
-        )
+# %% ../../nbs/79_enhance.train.ipynb #96f0f6c5
+@patch
+def _fit(self:Enhancer, name, teacher, student, methods, n_steps, lr, **kw):
+    "One training in the folder `name`."
+    return distill(
+        teacher, student, self.crops, methods, out=self.out and self.out/name,
+        resume=self.resume and bool(self.out), progress=self.progress, n_steps=n_steps, lr=lr,
+        betas=(.9,.99), seed=self.seed, device=self.device, **kw,
+    )
 
 # %% ../../nbs/79_enhance.train.ipynb #afdec472
 @patch
@@ -96,7 +87,7 @@ def build_teacher(self:Enhancer,
     self.teacher = Restorer(net, self.task)
     return self.teacher
 
-# %% ../../nbs/79_enhance.train.ipynb #ca8d1fa8
+# %% ../../nbs/79_enhance.train.ipynb #4262365c
 @patch
 def train_teacher(self:Enhancer,
     n_steps:int=3000, # steps
@@ -104,61 +95,52 @@ def train_teacher(self:Enhancer,
     **kw, # of `build_teacher`: width, depth, family
 ) -> Restorer:
     "Build a teacher and train it on the ground truth."
-    self._fit("teacher", self.baseline, self.build_teacher(**kw), "truth", n_steps, lr)
+    self.run = self._fit("teacher", self.baseline, self.build_teacher(**kw), "truth", n_steps, lr)
     return self.teacher
 
-# %% ../../nbs/79_enhance.train.ipynb #dc54bc5e
+# %% ../../nbs/79_enhance.train.ipynb #0c4f4b03
 @patch
 def make_student(self:Enhancer,
-    # of `students.shrink`: width, depth, macs, macs_ratio, params, latency_ms (for one crop, measured here)
-    **budget,
+    **budget, # of `students.shrink`: width, depth, macs, macs_ratio, params, latency_ms (for one crop)
 ) -> Restorer:
-    "A fresh student of the teacher's family within a budget."
+    "A fresh student of the teacher's family within a budget; latency is measured on this machine."
     if self.teacher is None:
-        raise RuntimeError(
-            "Enhancer.make_student: no teacher yet; call train_teacher, or set .teacher to a Restorer"
-        )
+        hint = "call train_teacher, or set .teacher to a Restorer"
+        raise RuntimeError(f"Enhancer.make_student: no teacher yet; {hint}")
     if self.teacher.scale != self.scale:
-        raise ValueError(
-            f"Enhancer: the teacher enlarges {self.teacher.scale} times, the task "
-            f"{self.task!r} {self.scale} times"
-        )
+        task = f"the task {self.task!r} {self.scale} times"
+        raise ValueError(f"Enhancer: the teacher enlarges {self.teacher.scale} times, {task}")
     set_seed(self.seed + 1)
-    self.student = Restorer(
-        shrink(self.teacher.net, sample=self.sample.to(self.device), **budget).to(self.device), self.task
-    )
+    net = shrink(self.teacher.net, sample=self.sample.to(self.device), **budget)
+    self.student = Restorer(net.to(self.device), self.task)
     return self.student
 
-# %% ../../nbs/79_enhance.train.ipynb #01bcc2bc
+# %% ../../nbs/79_enhance.train.ipynb #af85bdb2
 @patch
 def distil(self:Enhancer,
     methods:str="l1 + truth + vem", # formula
-    positive:str="teacher", # what the energy takes for real: "teacher" or "target", the ground truth
+    positive:str="teacher", # what the energy takes for real: "teacher", or "target", the ground truth
     n_steps:int=2000, # steps
     lr:float=1e-3, # Adam, falls along a cosine
-    # further arguments by method name, as for `Objective`, e.g. dict(vem=dict(width=16))
-    settings:dict|None=None,
+    settings:dict|None=None, # arguments by method, as for `Objective`, e.g. dict(vem=dict(width=16))
     **kw, # of `Distiller`: plan, callbacks, mixed_precision, ...
 ) -> Restorer:
     "Distil the teacher into the student."
     if self.student is None:
-        raise RuntimeError(
-            "Enhancer.distil: no student yet; call make_student(macs_ratio=4), or with another budget"
-        )
+        hint = "call make_student(macs_ratio=4), or with another budget"
+        raise RuntimeError(f"Enhancer.distil: no student yet; {hint}")
     if positive not in ("teacher","target"):
         raise ValueError(f"Enhancer.distil: positive: expected 'teacher' or 'target', got {positive!r}")
     settings = settings or {}
-    objective = Objective(
-        methods,
-        **{**settings, "vem": dict(dict(positive=positive, seed=self.seed), **settings.get("vem", {}))},
-    )
+    vem = dict(dict(positive=positive, seed=self.seed), **settings.get("vem", {}))
+    objective = Objective(methods, **{**settings, "vem": vem})
     self.run = self._fit("student", self.teacher, self.student, objective, n_steps, lr, **kw)
     return self.student
 
 # %% ../../nbs/79_enhance.train.ipynb #ff4cd5e4
 FIGURES = dict(psnr_y="PSNR Y, dB", psnr="PSNR RGB, dB", ssim="SSIM Y")
 
-# %% ../../nbs/79_enhance.train.ipynb #d15b246b
+# %% ../../nbs/79_enhance.train.ipynb #55698fdf
 @dataclass
 class Evaluation:
     "Figures per held-out picture and network, their means, and Fréchet distances with their protocol."
@@ -167,23 +149,30 @@ class Evaluation:
     rows:list            # dicts: picture, network, psnr_y, psnr, ssim
     frechet:dict         # by network; a text where it could not be measured
     protocol:str=""      # of the Fréchet distances
-    def mean(self, network:str) -> dict:
-        "Means over the pictures."
-        mine = [r for r in self.rows if r["network"] == network]
-        return {k: float(np.mean([r[k] for r in mine])) for k in FIGURES}
     @property
     def networks(self): return list(dict.fromkeys(r["network"] for r in self.rows))
-    def table(self) -> str:
-        "A markdown table."
-        f = lambda r: " | ".join(f"{r[k]:.{4 if k == 'ssim' else 2}f}" for k in FIGURES)
-        fd = lambda n: f"{self.frechet[n]:.3g}" if isinstance(self.frechet[n], float) else self.frechet[n]
-        lines = [
-            f"| picture | network | {' | '.join(FIGURES.values())} | Fréchet |",
-            "|---|---|" + "---|" * (len(FIGURES) + 1),
-        ]
-        lines += [f"| {r['picture']} | {r['network']} | {f(r)} | |" for r in self.rows]
-        return "\n".join(lines + [f"| **mean** | {n} | {f(self.mean(n))} | {fd(n)} |" for n in self.networks])
-    _repr_markdown_ = table
+    def _repr_markdown_(self): return self.table()
+
+# %% ../../nbs/79_enhance.train.ipynb #ef2f8316
+@patch
+def mean(self:Evaluation,
+    network:str, # one of `networks`
+) -> dict:
+    "Means over the pictures."
+    mine = [r for r in self.rows if r["network"] == network]
+    return {k: float(np.mean([r[k] for r in mine])) for k in FIGURES}
+
+# %% ../../nbs/79_enhance.train.ipynb #d21de246
+@patch
+def table(self:Evaluation) -> str:
+    "A markdown table."
+    figures = lambda r: " | ".join(f"{r[k]:.{4 if k == 'ssim' else 2}f}" for k in FIGURES)
+    frechet = {n: f"{v:.3g}" if isinstance(v, float) else v for n,v in self.frechet.items()}
+    head = f"| picture | network | {' | '.join(FIGURES.values())} | Fréchet |"
+    lines = [head, "|---|---|" + "---|"*(len(FIGURES)+1)]
+    lines += [f"| {r['picture']} | {r['network']} | {figures(r)} | |" for r in self.rows]
+    lines += [f"| **mean** | {n} | {figures(self.mean(n))} | {frechet[n]} |" for n in self.networks]
+    return "\n".join(lines)
 
 # %% ../../nbs/79_enhance.train.ipynb #00bc1651
 @patch
@@ -195,36 +184,38 @@ def degraded(self:Enhancer,
     bad, clean = self.crops.degrade(self.held[i][None], generator(10_000+i))
     return round8(bad), clean
 
-# %% ../../nbs/79_enhance.train.ipynb #b51edce0
+# %% ../../nbs/79_enhance.train.ipynb #097ab34d
+@patch
+def _restored(self:Enhancer, net, bad, tile):
+    "A held-out picture as a file would hold it; no network: the baseline."
+    return round8(self.baseline(bad) if net is None else enhance(net, bad, tile))
+
+def _crowd_distances(crowd, extractor):
+    "Fréchet distance of each network's patches to the clean ones, and the protocol."
+    clean = crowd.pop("clean")
+    n = len(clean)
+    if n <= 18 and extractor is None: return {k: f"- (only {n} patches)" for k in crowd}, ""
+    extractor = extractor or Extractor(patch_spectra, name="patch spectra 8x8")
+    fd = FrechetDistance(clean, f"{n} patches of the held-out pictures", extractor)
+    return {k: float(fd(v)) for k,v in crowd.items()}, str(fd.protocol(n))
+
+# %% ../../nbs/79_enhance.train.ipynb #a4fbbeaf
 @patch
 def evaluate(self:Enhancer,
-    extractor=None, # for the Fréchet distance: an `Extractor`; None: `patch_spectra`
+    extractor:nn.Module|None=None, # for the Fréchet distance, see `Extractor`; None: `patch_spectra`
     tile:int=256, # as for `enhance`
 ) -> Evaluation:
     "Judge the baseline and whatever networks there are on whole held-out pictures."
-    nets = {
-        "bicubic" if self.scale > 1 else "degraded": None,
-        **{k: n for k, n in (("teacher", self.teacher), ("student", self.student)) if n is not None},
-    }
+    nets = {"bicubic" if self.scale > 1 else "degraded": None}
+    nets |= {k: n for k,n in dict(teacher=self.teacher, student=self.student).items() if n is not None}
     rows, crowd, border = [], {k: [] for k in ("clean", *nets)}, self.scale if self.scale > 1 else 0
-    for i in range(len(self.held)):
+    for i,name in enumerate(self.held.names):
         bad, clean = self.degraded(i)
         crowd["clean"].append(patches(clean))
-        for name,net in nets.items():
-            y = round8(self.baseline(bad) if net is None else enhance(net, bad, tile))
-            crowd[name].append(patches(y))
-            n = self.held.names[i]
-            rows.append(
-                dict(
-                    picture=n.name if isinstance(n, Path) else str(n), network=name, **judge(y, clean, border)
-                )
-            )
-    crowd, n = {k: torch.cat(v) for k,v in crowd.items()}, sum(len(v) for v in crowd["clean"])
-    if n <= 18 and extractor is None:
-        return Evaluation(self.task, border, rows, {k: f"- (only {n} patches)" for k in nets})
-    fd = FrechetDistance(
-        crowd["clean"],
-        f"{n} patches of the held-out pictures",
-        extractor or Extractor(patch_spectra, name="patch spectra 8x8"),
-    )
-    return Evaluation(self.task, border, rows, {k: float(fd(crowd[k])) for k in nets}, str(fd.protocol(n)))
+        name = name.name if isinstance(name, Path) else str(name)
+        for k,net in nets.items():
+            y = self._restored(net, bad, tile)
+            crowd[k].append(patches(y))
+            rows.append(dict(picture=name, network=k, **judge(y, clean, border)))
+    crowd = {k: torch.cat(v) for k,v in crowd.items()}
+    return Evaluation(self.task, border, rows, *_crowd_distances(crowd, extractor))
