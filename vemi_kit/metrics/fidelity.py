@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['LPIPS', 'fidelity', 'luma', 'round8', 'judge', 'patch_spectra', 'patches', 'align']
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #806d2381
-import torch
+# %% ../../nbs/20_metrics.fidelity.ipynb #da6b9523
 import torch, torchmetrics
+from fastcore.all import patch
 from pathlib import Path
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from torchmetrics.functional.image import structural_similarity_index_measure
 from ..core import check_images
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #064359d3
+# %% ../../nbs/20_metrics.fidelity.ipynb #c586a033
 def _conv_stack(spec):
     """A `features` part in torchvision's numbering: conv (channels, kernel, stride, padding) and ReLU, or
     pool (kernel, stride).
@@ -27,92 +26,82 @@ def _conv_stack(spec):
             c = s[0]
     return nn.Sequential(*layers)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #1ca35455
-_LPIPS = dict(
-    alex=(
-        [(64, 11, 4, 2), (3, 2), (192, 5, 1, 2), (3, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)],
-        (1, 4, 7, 9, 11),
-        31,
-    ),
-    vgg=(
-        [
-            s
-            for c, n in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-            for s in [(c, 3, 1, 1)] * n + [(2, 2)]
-        ][:-1],
-        (3, 8, 15, 22, 29),
-        16,
-    ),
-)
+# %% ../../nbs/20_metrics.fidelity.ipynb #772c844e
+_POOL = (3, 2)
+_ALEX = [(64, 11, 4, 2), _POOL, (192, 5, 1, 2), _POOL, (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)]
+_BLOCKS = (64, 2), (128, 2), (256, 3), (512, 3), (512, 3)
+_VGG = [s for c,n in _BLOCKS for s in [(c, 3, 1, 1)]*n + [(2, 2)]][:-1]
+# layers, those whose activations are compared, smallest side
+_LPIPS = dict(alex=(_ALEX, (1,4,7,9,11), 31), vgg=(_VGG, (3,8,15,22,29), 16))
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #80b7f12c
+# %% ../../nbs/20_metrics.fidelity.ipynb #4aa04463
+def _load_body(body, path, net):
+    "Load torchvision's weights into the `features` part."
+    if not Path(path).is_file():
+        where = f"it needs torchvision's file for {net!r} on your disk, nothing is downloaded here"
+        raise FileNotFoundError(f"LPIPS: no weights at {str(path)!r}; {where}")
+    try:
+        state, own = torch.load(path, map_location="cpu", weights_only=True), "features."
+        body.load_state_dict({k.removeprefix(own): v for k,v in state.items() if k.startswith(own)})
+    except Exception as e:
+        raise ValueError(f"LPIPS: {path} does not hold the weights of {net!r} ({str(e)[:200]})") from e
+
+def _channel_weights(net):
+    "The learned weights of the channels, as torchmetrics ships them."
+    file = Path(torchmetrics.__file__).parent/f"functional/image/lpips_models/{net}.pth"
+    if file.is_file(): return torch.load(file, map_location="cpu", weights_only=True)
+    lacks = f"this torchmetrics ({torchmetrics.__version__}) lacks {file.name}, the channels' weights"
+    raise FileNotFoundError(f"LPIPS: {lacks}; install 1.4 or newer")
+
+# %% ../../nbs/20_metrics.fidelity.ipynb #9546a2d2
 class LPIPS(nn.Module):
     """Learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924, version 0.1): 0 for equal pictures.
     Raises `FileNotFoundError` without the weights file, `ValueError` if it does not fit; downloads nothing.
     """
     def __init__(self,
-        # torchvision's weights of AlexNet (alexnet-owt-7be5be79.pth) or VGG16 (vgg16-397923af.pth)
-        path:str|Path,
+        path:str|Path, # torchvision's alexnet-owt-7be5be79.pth or vgg16-397923af.pth
         net:str="alex", # "alex" or "vgg"
     ):
         super().__init__()
         if net not in _LPIPS: raise ValueError(f"LPIPS: expected net {list(_LPIPS)}, got {net!r}")
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"LPIPS: no weights at {str(path)!r}; it needs torchvision's file for "
-                f"{net!r} on your disk, nothing is downloaded here"
-            )
         spec, self.taps, self.smallest = _LPIPS[net]
         self.body = _conv_stack(spec)
-        try:
-            self.body.load_state_dict(
-                {
-                    k.removeprefix("features."): v
-                    for k, v in torch.load(path, map_location="cpu", weights_only=True).items()
-                    if k.startswith("features.")
-                }
-            )
-        except Exception as e:
-            raise ValueError(f"LPIPS: {path} does not hold the weights of {net!r} ({str(e)[:200]})") from e
-        file = Path(torchmetrics.__file__).parent/f"functional/image/lpips_models/{net}.pth"
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"LPIPS: this torchmetrics ({torchmetrics.__version__}) lacks {file.name}, "
-                f"the channels' weights; install 1.4 or newer"
-            )
-        lin = torch.load(file, map_location="cpu", weights_only=True)
+        _load_body(self.body, path, net)
+        lin = _channel_weights(net)
         # (1, channels, 1, 1)
         for i in range(len(self.taps)): self.register_buffer(f"weight{i}", lin[f"lin{i}.model.1.weight"])
         self.register_buffer("shift", torch.tensor([-.030,-.088,-.188]).view(3,1,1))
         self.register_buffer("scale", torch.tensor([.458,.448,.450]).view(3,1,1))
         self.eval().requires_grad_(False)
 
-    def _activations(self, x):
-        x, res = (x-self.shift)/self.scale, []
-        for i,layer in enumerate(self.body):
-            x = layer(x)
-            if i in self.taps: res.append(x/(x.square().sum(1, keepdim=True).sqrt() + 1e-10))
-        return res
+# %% ../../nbs/20_metrics.fidelity.ipynb #f3c07171
+@patch
+def activations(self:LPIPS,
+    x:torch.Tensor, # (n, 3, h, w) in [-1, 1]
+) -> list: # one (n, channels, h', w') a tapped layer
+    "Activations of the compared layers, each pixel's channels of length one."
+    x, res = (x-self.shift)/self.scale, []
+    for i,layer in enumerate(self.body):
+        x = layer(x)
+        if i in self.taps: res.append(x/(x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+    return res
 
-    def forward(self,
-        x:torch.Tensor, # (n, 3, h, w) in [-1, 1]
-        y:torch.Tensor, # pictures to compare with, one by one
-    ) -> torch.Tensor: # (n,)
-        "Distance of each pair."
-        for v in (x, y): check_images(v, "LPIPS", channels=3)
-        if x.shape != y.shape:
-            raise ValueError(f"LPIPS: x {tuple(x.shape)} and y {tuple(y.shape)} should be pairs")
-        if min(x.shape[2:]) < self.smallest:
-            raise ValueError(
-                f"LPIPS: {x.shape[2]}x{x.shape[3]} pixels are too few, this network needs "
-                f"{self.smallest}x{self.smallest}"
-            )
-        return sum(
-            ((a - b).square() * getattr(self, f"weight{i}")).sum(1).mean((1, 2))
-            for i, (a, b) in enumerate(zip(self._activations(x), self._activations(y)))
-        )
+# %% ../../nbs/20_metrics.fidelity.ipynb #10998113
+@patch
+def forward(self:LPIPS,
+    x:torch.Tensor, # (n, 3, h, w) in [-1, 1]
+    y:torch.Tensor, # pictures to compare with, one by one
+) -> torch.Tensor: # (n,)
+    "Distance of each pair."
+    for v in (x, y): check_images(v, "LPIPS", channels=3)
+    if x.shape != y.shape:
+        raise ValueError(f"LPIPS: x {tuple(x.shape)} and y {tuple(y.shape)} should be pairs")
+    (h, w), k = x.shape[2:], self.smallest
+    if min(h, w) < k: raise ValueError(f"LPIPS: {h}x{w} pixels are too few, this network needs {k}x{k}")
+    layers = enumerate(zip(self.activations(x), self.activations(y)))
+    return sum(((a-b).square()*getattr(self, f"weight{i}")).sum(1).mean((1,2)) for i,(a,b) in layers)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #8e1f6768
+# %% ../../nbs/20_metrics.fidelity.ipynb #a54415c6
 def fidelity(
     t:torch.Tensor, # teacher pictures (n, c, h, w) in [-1, 1]
     s:torch.Tensor, # the student's for the same inputs
@@ -121,16 +110,14 @@ def fidelity(
     "How close each student picture is to its teacher's; the peak of PSNR and SSIM is the full range of 2."
     if t.shape != s.shape:
         raise ValueError(f"fidelity: t {tuple(t.shape)} and s {tuple(s.shape)} should be pairs")
-    t, s = t.float(), s.float()
-    res = dict(
-        l1=(t - s).abs().mean().item(),
-        mse=(t - s).square().mean().item(),
-        psnr=peak_signal_noise_ratio(s, t, data_range=2.0).item(),
-        ssim=structural_similarity_index_measure(s, t, data_range=2.0).item(),
-    )
-    return res if lpips is None else dict(res, lpips=lpips(t, s).mean().item())
+    t, s, peak = t.float(), s.float(), dict(data_range=2.)
+    res = dict(l1=(t-s).abs().mean(), mse=(t-s).square().mean())
+    res["psnr"] = peak_signal_noise_ratio(s, t, **peak)
+    res["ssim"] = structural_similarity_index_measure(s, t, **peak)
+    if lpips is not None: res["lpips"] = lpips(t, s).mean()
+    return {k: v.item() for k,v in res.items()}
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #d0a2247b
+# %% ../../nbs/20_metrics.fidelity.ipynb #53cd28c3
 def luma(
     x:torch.Tensor, # (b, 3 or 1, h, w) in [-1, 1]
 ) -> torch.Tensor: # (b, 1, h, w)
@@ -145,36 +132,29 @@ def round8(
     "The nearest values that an 8-bit file can hold."
     return ((x.clamp(-1,1)+1)*127.5).round()/127.5 - 1
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #8e1de3ea
+# %% ../../nbs/20_metrics.fidelity.ipynb #66b2b292
 def judge(
     restored:torch.Tensor, # (1, c, h, w) in [-1, 1]
     clean:torch.Tensor, # (1, c, h, w) in [-1, 1]
     border:int=0, # pixels to leave out on each side
 ) -> dict: # psnr_y, psnr (dB), ssim
-    "PSNR and SSIM of one picture, rounded to 8 bits."
+    "PSNR and SSIM of one picture, rounded to 8 bits; `ValueError` for unlike shapes or too few pixels."
     if restored.shape != clean.shape:
-        raise ValueError(
-            f"judge: restored {tuple(restored.shape)} and clean {tuple(clean.shape)} should be a pair"
-        )
-    if min(clean.shape[2:]) <= 2*border + 11:
-        raise ValueError(
-            f"judge: {clean.shape[2]}x{clean.shape[3]} pixels are too few for a border of "
-            f"{border} and the window of SSIM"
-        )
-    a, b = (
-        (round8(v)[..., border : v.shape[2] - border, border : v.shape[3] - border]).double()
-        for v in (restored, clean)
-    )
+        sides = f"restored {tuple(restored.shape)} and clean {tuple(clean.shape)}"
+        raise ValueError(f"judge: {sides} should be a pair")
+    h, w = clean.shape[2:]
+    if min(h, w) <= 2*border + 11:
+        few = f"{h}x{w} pixels are too few for a border of {border} and the window of SSIM"
+        raise ValueError(f"judge: {few}")
+    a, b = (round8(v)[..., border:h-border, border:w-border].double() for v in (restored, clean))
     ya, yb = luma(a), luma(b)
-    psnr = lambda mse, peak: (10*torch.log10(peak**2/mse)).item()
-    return dict(
-        psnr_y=psnr((ya - yb).square().mean(), 255),
-        psnr=psnr((a - b).square().mean(), 2),
-        ssim=structural_similarity_index_measure(ya, yb, data_range=255.0).item(),
-    )
+    psnr = lambda x, y, peak: (10*torch.log10(peak**2/(x-y).square().mean())).item()
+    ssim = structural_similarity_index_measure(ya, yb, data_range=255.).item()
+    return dict(psnr_y=psnr(ya, yb, 255), psnr=psnr(a, b, 2), ssim=ssim)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #81ee1c72
+# %% ../../nbs/20_metrics.fidelity.ipynb #7a33ceae
 def _cosines(n=8):
+    "The orthonormal cosine transform of `n` points as a matrix."
     k, i = torch.arange(n, dtype=torch.float64)[:,None], torch.arange(n, dtype=torch.float64)
     c = torch.cos(torch.pi*(i+.5)*k/n)*(2/n)**.5
     c[0] /= 2**.5
@@ -182,17 +162,16 @@ def _cosines(n=8):
 
 def patch_spectra(
     x:torch.Tensor, # (b, 3, h, w) in [-1, 1], sides multiples of 8
-) -> torch.Tensor: # (b, 18)
+) -> torch.Tensor: # (b, 18), float64
     "Log power of the fifteen diagonals of the luma's 8x8 cosine transform, and the mean of each channel."
     c, b = _cosines().to(x.device), len(x)
     y = luma(x).double()[:,0].view(b, x.shape[2]//8, 8, x.shape[3]//8, 8).permute(0,1,3,2,4)
     p = ((c @ y @ c.T)**2).mean((1,2))
     band = torch.arange(8).view(-1,1) + torch.arange(8)
-    return torch.cat(
-        [torch.stack([(p[:, band == d].mean(1) + 1).log() for d in range(15)], 1), x.double().mean((2, 3))], 1
-    )
+    bands = torch.stack([(p[:, band == d].mean(1) + 1).log() for d in range(15)], 1)
+    return torch.cat([bands, x.double().mean((2,3))], 1)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #47a6b7fc
+# %% ../../nbs/20_metrics.fidelity.ipynb #a1a59ff7
 def patches(
     x:torch.Tensor, # (1, c, h, w)
     size:int=32, # side
@@ -200,9 +179,9 @@ def patches(
     "All patches of a picture, side by side."
     return x.unfold(2, size, size).unfold(3, size, size).permute(0,2,3,1,4,5).flatten(0,2)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #72c977fe
+# %% ../../nbs/20_metrics.fidelity.ipynb #a1afbe21
 def align(
-    net:nn.Module, # of `FAMILIES`
-) -> int:
+    net:nn.Module, # a restorer, with `config`
+) -> int: # pixels
     "Tiles must begin at multiples of this: what the network halves."
     return 2**net.config.get("n_downs", 0)
