@@ -5,19 +5,24 @@
 # %% auto #0
 __all__ = ['draw_seed', 'Latents', 'Batches', 'Stream']
 
-# %% ../../nbs/13_data.batches.ipynb #e11ce681
+# %% ../../nbs/13_data.batches.ipynb #b15db82d
 import torch
-from fastcore.all import store_attr
+from collections.abc import Iterable, Sequence
+from fastcore.all import patch, store_attr
 from ..core import generator, seeded
 
-# %% ../../nbs/13_data.batches.ipynb #720e902d
-# far from the small seeds that people choose for held-out data
-def draw_seed(seed, i): return (seed+1)*1_000_003_000 + i
+# %% ../../nbs/13_data.batches.ipynb #9c42d894
+def draw_seed(
+    seed:int, # of a sequence
+    i:int, # number within it
+) -> int:
+    "Seed of draw `i`, far from the small seeds that people choose for held-out data."
+    return (seed+1)*1_000_003_000 + i
 
-# %% ../../nbs/13_data.batches.ipynb #d5bd8764
+# %% ../../nbs/13_data.batches.ipynb #15722777
 class Latents:
     """Endless batches of Gaussian latents `(batch_size, *shape)`; batch `i` depends on `seed` and `i` only,
-    so a resumed run sees what it would have seen.
+    so a resumed run sees the same ones.
     """
     def __init__(self,
         shape:int|tuple, # shape of one latent
@@ -26,44 +31,70 @@ class Latents:
     ):
         store_attr()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    def batch(self, i:int):
-        return torch.randn(self.batch_size, *self.shape, generator=generator(draw_seed(self.seed, i)))
 
-# %% ../../nbs/13_data.batches.ipynb #ed5ea459
+# %% ../../nbs/13_data.batches.ipynb #8250a588
+@patch
+def batch(self:Latents,
+    i:int, # its number, from 0
+) -> torch.Tensor: # (batch_size, *shape)
+    "Batch `i`."
+    return torch.randn(self.batch_size, *self.shape, generator=generator(draw_seed(self.seed, i)))
+
+# %% ../../nbs/13_data.batches.ipynb #8e184b3d
+def _count(items):
+    "How many items; `ValueError` if the tensors of a tuple differ in length or pictures in size."
+    if isinstance(items, tuple):
+        lengths = [len(o) for o in items]
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"Batches: expected tensors of equal length, got {lengths} items; "
+                f"each input needs its own target"
+            )
+    sizes = getattr(items, "sizes", {})
+    if len(sizes) > 1:
+        some = ", ".join(f"{name} is {h}x{w}" for (h,w),name in list(sizes.items())[:4])
+        raise ValueError(f"Batches: sizes differ: {some}; open the folder with size=, or take equal crops")
+    return len(items[0]) if isinstance(items, tuple) else len(items)
+
+# %% ../../nbs/13_data.batches.ipynb #28ca80fc
 class Batches:
     """Endless shuffled batches of a tensor or of a dataset; batch `i` depends on `seed` and `i` only. Each
-    epoch is a fresh permutation; the last, incomplete batch of an epoch is dropped.
+    epoch is a new permutation; the last, incomplete batch of an epoch is dropped. Raises `ValueError` for
+    too few items or tensors of unequal length.
     """
     def __init__(self,
-        items, # a tensor (n, ...), a tuple of such tensors, or a dataset with len and []
+        items:torch.Tensor|tuple|Sequence, # a tensor (n, ...), a tuple of such, or a dataset with len and []
         batch_size:int=32, # items a batch
         seed:int=0, # of the sequence
     ):
         store_attr()
-        self.n = len(items[0]) if isinstance(items, tuple) else len(items)
+        self.n, self.epoch = _count(items), None
+        if batch_size < 1: raise ValueError(f"Batches: batch_size >= 1 expected, got {batch_size}")
         if self.n < batch_size:
             raise ValueError(f"{self.n} items cannot fill a batch of {batch_size}; lower batch_size")
-        self.epoch = None
-    def batch(self, i:int):
-        per = self.n//self.batch_size
-        epoch, k = divmod(i, per)
-        if epoch != self.epoch:
-            self.epoch, self.order = (
-                epoch,
-                torch.randperm(self.n, generator=generator(draw_seed(self.seed, epoch))),
-            )
-        idx = self.order[k*self.batch_size:(k+1)*self.batch_size]
-        if torch.is_tensor(self.items): return self.items[idx]
-        if isinstance(self.items, tuple): return tuple(o[idx] for o in self.items)
-        return torch.utils.data.default_collate([self.items[int(j)] for j in idx])
 
-# %% ../../nbs/13_data.batches.ipynb #5ecdab1e
+# %% ../../nbs/13_data.batches.ipynb #5cc29c25
+@patch
+def batch(self:Batches,
+    i:int, # its number, from 0
+) -> torch.Tensor|tuple|list: # as the items are
+    "Batch `i`."
+    epoch, k = divmod(i, self.n//self.batch_size)
+    if epoch != self.epoch:
+        self.order = torch.randperm(self.n, generator=generator(draw_seed(self.seed, epoch)))
+        self.epoch = epoch
+    idx = self.order[k*self.batch_size:(k+1)*self.batch_size]
+    if torch.is_tensor(self.items): return self.items[idx]
+    if isinstance(self.items, tuple): return tuple(o[idx] for o in self.items)
+    return torch.utils.data.default_collate([self.items[int(j)] for j in idx])
+
+# %% ../../nbs/13_data.batches.ipynb #a9a71f22
 class Stream:
     """An iterable of batches, such as a `DataLoader`, as endless rounds with `batch(i)`; shuffling by
-    torch's global generator is repeatable.
+    torch's global generator is repeatable. Raises `TypeError` for an iterator that can be read only once.
     """
     def __init__(self,
-        items, # can be iterated again and again
+        items:Iterable, # can be iterated again and again
         seed:int=0, # of the shuffling
     ):
         if iter(items) is items:
@@ -72,19 +103,29 @@ class Stream:
             )
         store_attr()
         self.source, self.at = None, 0
-    def _rounds(self):
-        epoch = 0
-        while True:
-            with seeded(draw_seed(self.seed, epoch)):
-                it = iter(self.items)
-                first = next(it, None)         # samplers draw their seed with the first batch
-            if first is None: raise ValueError("Stream: the data gave no batch at all")
-            yield first
-            yield from it
-            epoch += 1
-    def batch(self, i:int):
-        if self.source is None or i < self.at: self.source, self.at = self._rounds(), 0
-        while self.at <= i:
-            b = next(self.source)
-            self.at += 1
-        return b
+
+# %% ../../nbs/13_data.batches.ipynb #ff66e120
+@patch
+def rounds(self:Stream):
+    "The batches of one round after another, without end; `ValueError` if there is none."
+    epoch = 0
+    while True:
+        with seeded(draw_seed(self.seed, epoch)):
+            it = iter(self.items)
+            first = next(it, None)         # samplers draw their seed with the first batch
+        if first is None: raise ValueError("Stream: the data gave no batch at all")
+        yield first
+        yield from it
+        epoch += 1
+
+# %% ../../nbs/13_data.batches.ipynb #a9fc4c86
+@patch
+def batch(self:Stream,
+    i:int, # its number, from 0
+) -> object: # what the iterable gives
+    "Batch `i`; going back starts again from the first."
+    if self.source is None or i < self.at: self.source, self.at = self.rounds(), 0
+    while self.at <= i:
+        b = next(self.source)
+        self.at += 1
+    return b

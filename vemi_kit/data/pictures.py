@@ -5,26 +5,29 @@
 # %% auto #0
 __all__ = ['PHOTOS', 'resize', 'digits', 'faces', 'photo', 'photo_crops']
 
-# %% ../../nbs/10_data.pictures.ipynb #3d1f6aae
+# %% ../../nbs/10_data.pictures.ipynb #23f0b1c0
 import numpy as np, torch
 from torch import nn
 from ..core import generator, require
 
-# %% ../../nbs/10_data.pictures.ipynb #56fb5436
+# %% ../../nbs/10_data.pictures.ipynb #c81a284c
 def resize(
-    x:torch.Tensor, # (n, c, h, w)
+    x:torch.Tensor, # (n, c, h, w), floats
     size:int|tuple, # wanted side, or (h, w)
-) -> torch.Tensor: # (n, c, size, size)
-    """Bicubic resize, anti-aliased when it shrinks, clamped to [-1, 1]: the one resize filter of the kit, so
-    that protocols can name it.
+) -> torch.Tensor: # (n, c, size, size), of the type of x
+    """Bicubic resize, anti-aliased when it shrinks, clamped to [-1, 1]. Half-precision pictures are resized
+    in float32, since torch lacks this filter for them on the CPU.
     """
+    if not (torch.is_tensor(x) and x.is_floating_point() and x.ndim == 4):
+        got = f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
+        raise TypeError(f"resize: expected floats (n, c, h, w) in [-1, 1], got {got}")
     size = (size, size) if isinstance(size, int) else tuple(size)
     if tuple(x.shape[2:]) == size: return x
-    return nn.functional.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(
-        -1, 1
-    )
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    y = nn.functional.interpolate(wide, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return y.clamp(-1, 1).to(x.dtype)
 
-# %% ../../nbs/10_data.pictures.ipynb #eed86da3
+# %% ../../nbs/10_data.pictures.ipynb #f413fa57
 def _split(n, split, test_share=.2):
     "Indices of a fixed random split of `n` items."
     order, n_test = torch.randperm(n, generator=generator(0)), round(n*test_share)
@@ -32,7 +35,7 @@ def _split(n, split, test_share=.2):
     if split not in parts: raise ValueError(f"split: expected one of {list(parts)}, got {split!r}")
     return parts[split]
 
-# %% ../../nbs/10_data.pictures.ipynb #bd2b6c04
+# %% ../../nbs/10_data.pictures.ipynb #b3a23ef9
 def digits(
     size:int=16, # side in pixels; the originals are 8x8
     split:str="train", # "train" (1,438), "test" (359) or "all" (1,797)
@@ -43,13 +46,13 @@ def digits(
     i = _split(len(x), split)
     return resize(x, size)[i], torch.tensor(d.target)[i]
 
-# %% ../../nbs/10_data.pictures.ipynb #4e919eeb
+# %% ../../nbs/10_data.pictures.ipynb #4eee41c5
 def faces(
     size:int=32, # side in pixels; the originals are 25x25
     split:str="train", # "train", "test" (a fifth) or "all"
     faces_only:bool=True, # False adds the 100 pictures without a face
 ) -> torch.Tensor: # (n, 1, size, size) in [-1, 1]
-    """scikit-image's small faces (100, and 100 pictures that are none); needs the `demo` extra. The split is
+    """scikit-image's small faces (100, and 100 pictures without one); needs the `demo` extra. The split is
     fixed.
     """
     x = require("skimage.data", "demo").lfw_subset()
@@ -58,22 +61,14 @@ def faces(
     i = _split(100, split)
     return resize(x, size)[i if faces_only else torch.cat([i, i+100])]
 
-# %% ../../nbs/10_data.pictures.ipynb #84039047
+# %% ../../nbs/10_data.pictures.ipynb #bb5a23ce
 PHOTOS = dict(
-    train=[
-        "astronaut",
-        "coffee",
-        "flower",
-        "hubble_deep_field",
-        "immunohistochemistry",
-        "retina",
-        "rocket",
-        "stereo_motorcycle",
-    ],
+    train=["astronaut", "coffee", "flower", "hubble_deep_field", "immunohistochemistry", "retina", "rocket",
+           "stereo_motorcycle"],
     test=["chelsea", "china"],
 )
 
-# %% ../../nbs/10_data.pictures.ipynb #7ad7e60d
+# %% ../../nbs/10_data.pictures.ipynb #951002d9
 def photo(
     name:str, # one of `PHOTOS`
 ) -> torch.Tensor: # (3, h, w) in [-1, 1]
@@ -85,27 +80,31 @@ def photo(
     if isinstance(x, tuple): x = x[0]   # a stereo pair: the left picture
     return torch.tensor(np.array(x)).permute(2,0,1).float()/127.5 - 1
 
-# %% ../../nbs/10_data.pictures.ipynb #3ced7444
+# %% ../../nbs/10_data.pictures.ipynb #4336d923
+def _cut_crops(name, size, n, scale, g):
+    "`n` crops of one photograph at positions drawn from `g`."
+    p = photo(name)
+    if scale != 1: p = resize(p[None], [round(d*scale) for d in p.shape[1:]])[0]
+    h, w = p.shape[1:]
+    if min(h, w) < size:
+        raise ValueError(
+            f"photo {name!r} at scale {scale} is {h}x{w}: too small for crops of "
+            f"{size}; raise scale or lower size"
+        )
+    at = [[int(torch.randint(d-size+1, (), generator=g)) for d in (h,w)] for _ in range(n)]
+    return [p[:, i:i+size, j:j+size] for i,j in at]
+
+# %% ../../nbs/10_data.pictures.ipynb #47d224d6
 def photo_crops(
     size:int=64, # side of a crop
     n:int=1024, # how many
     split:str="train", # crops of `PHOTOS[split]` only
     scale:float=0.5, # photographs are first resized by this factor, which removes compression noise
-    seed:int=0, # where the crops lie
+    seed:int=0, # of the positions of the crops
 ) -> torch.Tensor: # (n, 3, size, size) in [-1, 1]
     "Random crops of the bundled photographs, equally many of each; the split holds out whole photographs."
     if split not in PHOTOS: raise ValueError(f"split: expected one of {list(PHOTOS)}, got {split!r}")
     g, names, res = generator(seed), PHOTOS[split], []
     for k,name in enumerate(names):
-        p = photo(name)
-        if scale != 1: p = resize(p[None], [round(d*scale) for d in p.shape[1:]])[0]
-        h, w = p.shape[1:]
-        if min(h, w) < size:
-            raise ValueError(
-                f"photo {name!r} at scale {scale} is {h}x{w}: too small for crops of "
-                f"{size}; raise scale or lower size"
-            )
-        for _ in range(n//len(names) + (k < n % len(names))):
-            i, j = (int(torch.randint(d-size+1, (), generator=g)) for d in (h, w))
-            res.append(p[:, i:i+size, j:j+size])
+        res += _cut_crops(name, size, n//len(names) + (k < n % len(names)), scale, g)
     return torch.stack(res)[torch.randperm(n, generator=g)]

@@ -68,6 +68,7 @@ def folder_pairs(
 ) -> tuple[torch.Tensor, torch.Tensor]: # t, s
     "Two folders of pictures as pairs; errors as those of `PairedFolder`."
     d = PairedFolder(folder_t, folder_s, size=size, channels=channels, convert=True)
+    d.one_size()
     t, s = zip(*[d[i] for i in range(len(d))])
     return torch.stack(t), torch.stack(s)
 
