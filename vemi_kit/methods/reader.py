@@ -5,116 +5,171 @@
 # %% auto #0
 __all__ = ['Reader']
 
-# %% ../../nbs/51_methods.reader.ipynb #26a261b4
-import inspect
+# %% ../../nbs/51_methods.reader.ipynb #d1df9d12
+import inspect, math
 import torch
 from dataclasses import dataclass
+from fastcore.all import patch
 from torch import nn
 
-# %% ../../nbs/51_methods.reader.ipynb #bef43367
-def _forward_names(net):
-    "Names of forward's parameters, and of those that must be given; None if it takes anything."
-    ps = list(inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters.values())
-    if any(p.kind == p.VAR_KEYWORD for p in ps): return None, None
-    ps = [p for p in ps if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return [p.name for p in ps], [p.name for p in ps if p.default is p.empty]
-
-# %% ../../nbs/51_methods.reader.ipynb #13958a35
+# %% ../../nbs/51_methods.reader.ipynb #5bac10df
 @dataclass(frozen=True)
 class Reader:
     """Calls a network on a batch and finds its pictures `(b, c, h, w)`, in [-1, 1], float32. Raises
     `TypeError` or `ValueError` where the batch or the output does not fit.
+
+    `inputs`, the network's part of a batch: how many (a number), which (keys or positions), or a function of
+    the batch giving (args, kwargs); None: as forward's signature asks. `output`, the pictures in what it
+    returns: a position, a key, "all" (every picture, stacked along the batch), or a function;
+    None: the only one.
+    `value_range` of these pictures, mapped to [-1, 1]; None takes them as they are.
     """
-    # which parts of a batch are the network's: a number (the first so many), keys or positions, or a
-    # function of the batch giving (args, kwargs); None: as forward's signature asks
     inputs:object=None
-    # which part of its output are the pictures: a position or key, "all" (every picture, stacked along the
-    # batch), or a function; None: the only one
     output:object=None
-    # of the network's pictures; others are mapped to [-1, 1]. None takes them as they are
     value_range:tuple|None=(-1,1)
 
-    def arguments(self, net, batch) -> tuple:
-        "Positional and keyword arguments for `net`."
-        name = type(net).__name__
-        if callable(self.inputs): return self.inputs(batch)
-        if torch.is_tensor(batch): return (batch,), {}
-        if not isinstance(batch, (tuple,list,dict)):
-            raise TypeError(
-                f"{name}: expected a batch that is a tensor, a tuple or a dict, got "
-                f"{type(batch).__name__}; pass inputs=, a function of the batch that gives "
-                f"(args, kwargs)"
-            )
-        if isinstance(self.inputs, (tuple,list)):
-            try: return tuple(batch[k] for k in self.inputs), {}
-            except (KeyError,IndexError,TypeError):
-                raise ValueError(
-                    f"{name}: inputs={self.inputs!r} do not fit a batch of "
-                    f"{sorted(batch) if isinstance(batch, dict) else len(batch)}"
-                ) from None
-        names, needed = _forward_names(net)
-        if isinstance(batch, dict):
-            if names is None:
-                raise ValueError(
-                    f"{name}: its forward takes any keyword, so it is not clear which of "
-                    f"{sorted(batch)} it wants; pass inputs=(keys)"
-                )
-            if set(needed) <= batch.keys(): return (), {k: v for k,v in batch.items() if k in names}
-            raise ValueError(
-                f"{name}: its forward needs {needed}, the batch has {sorted(batch)}; pass "
-                f"inputs=(keys), in that order"
-            )
-        n = self.inputs if self.inputs is not None else max(1, len(needed or []))
-        if len(batch) < n:
-            raise ValueError(
-                f"{name}: its forward needs {n} inputs ({', '.join(needed or [])}), the "
-                f"batch has {len(batch)} parts; pass inputs="
-            )
-        return tuple(batch[:n]), {}
-
-    def call(self, net, batch):
-        "The network's output as it is."
-        args, kw = self.arguments(net, batch)
-        return net(*args, **kw)
-
-    def pictures(self, out, name="the network") -> torch.Tensor:
-        "The pictures in an output."
-        if callable(self.output): out = self.output(out)
-        elif not torch.is_tensor(out):
-            if not isinstance(out, (tuple,list,dict)):
-                raise TypeError(
-                    f"{name} returned {type(out).__name__}; expected a tensor of pictures "
-                    f"(b, c, h, w), so wrap it in a module that returns its pictures, or "
-                    f"pass output=, a function that finds them"
-                )
-            keys = list(out) if isinstance(out, dict) else range(len(out))
-            found = [
-                k for k in keys if torch.is_tensor(out[k]) and out[k].is_floating_point() and out[k].ndim == 4
-            ]
-            if self.output == "all": out = torch.cat([out[k] for k in found])
-            elif self.output is not None:
-                if self.output not in keys:
-                    raise ValueError(f"{name}: no output {self.output!r}; there are {list(keys)}")
-                out = out[self.output]
-            elif len(found) == 1: out = out[found[0]]
-            else:
-                raise ValueError(
-                    (
-                        f"{name} returned {type(out).__name__} with {len(found)} tensors (b, c, "
-                        f"h, w) at {found}; wrap it in a module that returns its pictures, or "
-                        f"pass output=, one of {list(keys)}"
-                    )
-                    + (' or "all"' if found else "")
-                )
-        if not torch.is_tensor(out) or out.ndim != 4:
-            raise ValueError(
-                f"{name}: expected pictures (b, c, h, w), got "
-                f"{tuple(out.shape) if torch.is_tensor(out) else type(out).__name__}"
-            )
-        out = out.float()
-        if self.value_range in (None, (-1,1)): return out
+    def __post_init__(self):
+        if self.value_range is None: return
         lo, hi = self.value_range
-        return (out-lo)*(2/(hi-lo)) - 1
+        if not -math.inf < lo < hi < math.inf:
+            raise ValueError(f"Reader: value_range: (lowest, highest) or None expected, got {(lo, hi)}")
 
-    def __call__(self, net, batch) -> torch.Tensor:
-        return self.pictures(self.call(net, batch), type(net).__name__)
+# %% ../../nbs/51_methods.reader.ipynb #1b2c881d
+def _forward_parameters(net):
+    "Parameters of forward (of the network inside a wrapper that takes anything); None: it takes anything."
+    ps = list(inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters.values())
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in ps):
+        inner = getattr(net, "module", getattr(net, "_orig_mod", None))
+        if isinstance(inner, nn.Module): return _forward_parameters(inner)
+    if any(p.kind == p.VAR_KEYWORD for p in ps): return None
+    return [p for p in ps if p.kind != p.VAR_POSITIONAL]
+
+def _needed(ps): return [p.name for p in ps if p.default is p.empty]
+
+# %% ../../nbs/51_methods.reader.ipynb #2cbb6e18
+@patch
+def by_name(self:Reader,
+    net:nn.Module, # network to be called
+    batch:dict, # entries by name
+) -> tuple: # args, kwargs
+    "Arguments from a dict: what bears the name of a parameter. Raises `ValueError` if one is missing."
+    name, ps = type(net).__name__, _forward_parameters(net)
+    if ps is None:
+        raise ValueError(
+            f"{name}: its forward takes any keyword, so it is not clear which of {sorted(batch)} it wants; "
+            f"pass inputs=(keys)"
+        )
+    if set(_needed(ps)) <= batch.keys(): return (), {p.name: batch[p.name] for p in ps if p.name in batch}
+    raise ValueError(
+        f"{name}: its forward needs {_needed(ps)}, the batch has {sorted(batch)}; pass inputs=(keys), in "
+        f"that order"
+    )
+
+# %% ../../nbs/51_methods.reader.ipynb #780f4a74
+@patch
+def by_position(self:Reader,
+    net:nn.Module, # network to be called
+    batch:tuple, # its inputs first; targets and the like behind them
+) -> tuple: # args, kwargs
+    "Arguments from a tuple: as many as `inputs` says, or as forward needs. Raises `ValueError`."
+    ps = _forward_parameters(net) or []
+    n = self.inputs if self.inputs is not None else max(1, len(_needed(ps)))
+    if len(batch) < n:
+        raise ValueError(
+            f"{type(net).__name__}: its forward needs {n} inputs ({', '.join(_needed(ps))}), the batch has "
+            f"{len(batch)} parts; pass inputs="
+        )
+    return tuple(batch[:n]), {}
+
+# %% ../../nbs/51_methods.reader.ipynb #44ee8b9d
+@patch
+def by_choice(self:Reader,
+    net:nn.Module, # network to be called
+    batch:tuple|dict, # from which `inputs` takes its keys or positions
+) -> tuple: # args, kwargs
+    "The entries that `inputs` names. Raises `ValueError` if the batch has no such entry."
+    try: return tuple(batch[k] for k in self.inputs), {}
+    except (KeyError, IndexError, TypeError):
+        there = sorted(batch) if isinstance(batch, dict) else len(batch)
+        raise ValueError(
+            f"{type(net).__name__}: inputs={self.inputs!r} do not fit a batch of {there}"
+        ) from None
+
+# %% ../../nbs/51_methods.reader.ipynb #51f048af
+@patch
+def arguments(self:Reader,
+    net:nn.Module, # network to be called
+    batch:object, # as the data gave it: a tensor, a tuple or a dict
+) -> tuple: # args, kwargs
+    "Positional and keyword arguments for `net`; raises `TypeError` for other kinds of batches."
+    if callable(self.inputs): return self.inputs(batch)
+    if torch.is_tensor(batch): return (batch,), {}
+    if not isinstance(batch, (tuple,list,dict)):
+        raise TypeError(
+            f"{type(net).__name__}: expected a batch that is a tensor, a tuple or a dict, got "
+            f"{type(batch).__name__}; pass inputs=, a function of the batch that gives (args, kwargs)"
+        )
+    if isinstance(self.inputs, (tuple,list)): return self.by_choice(net, batch)
+    return self.by_name(net, batch) if isinstance(batch, dict) else self.by_position(net, batch)
+
+# %% ../../nbs/51_methods.reader.ipynb #801c4072
+@patch
+def call(self:Reader,
+    net:nn.Module, # network to be called
+    batch:object, # as the data gave it
+) -> object: # what the network returned
+    "The network's output as it is."
+    args, kw = self.arguments(net, batch)
+    return net(*args, **kw)
+
+# %% ../../nbs/51_methods.reader.ipynb #105bf908
+@patch
+def choose(self:Reader,
+    out:object, # what a network returned: a tensor, a tuple or a dict
+    name:str, # how messages call the network
+) -> torch.Tensor: # the pictures
+    "The pictures in an output, as `output` says, or the only ones that there are."
+    if callable(self.output): return self.output(out)
+    if torch.is_tensor(out): return out
+    if not isinstance(out, (tuple,list,dict)):
+        raise TypeError(
+            f"{name} returned {type(out).__name__}; expected a tensor of pictures (b, c, h, w), so wrap it "
+            f"in a module that returns its pictures, or pass output=, a function that finds them"
+        )
+    keys = list(out) if isinstance(out, dict) else range(len(out))
+    if self.output not in (None, "all"):
+        if self.output in keys: return out[self.output]
+        raise ValueError(f"{name}: no output {self.output!r}; there are {list(keys)}")
+    found = [k for k in keys if torch.is_tensor(out[k]) and out[k].is_floating_point() and out[k].ndim == 4]
+    if self.output == "all" and found: return torch.cat([out[k] for k in found])
+    if len(found) == 1: return out[found[0]]
+    one = f"one of {list(keys)}" + (' or "all"' if found else "")
+    raise ValueError(
+        f"{name} returned {type(out).__name__} with {len(found)} tensors (b, c, h, w) at {found}; wrap it in "
+        f"a module that returns its pictures, or pass output=, {one}"
+    )
+
+# %% ../../nbs/51_methods.reader.ipynb #9826896d
+@patch
+def pictures(self:Reader,
+    out:object, # what a network returned
+    name:str="the network", # how messages call it
+) -> torch.Tensor: # (b, c, h, w), float32
+    "The pictures in an output, mapped to [-1, 1]; raises `TypeError` or `ValueError` if there are none."
+    out = self.choose(out, name)
+    if not torch.is_tensor(out) or out.ndim != 4:
+        got = tuple(out.shape) if torch.is_tensor(out) else type(out).__name__
+        raise ValueError(f"{name}: expected pictures (b, c, h, w), got {got}")
+    out = out.float()
+    if self.value_range in (None, (-1,1)): return out
+    lo, hi = self.value_range
+    return (out-lo)*(2/(hi-lo)) - 1
+
+# %% ../../nbs/51_methods.reader.ipynb #35079103
+@patch
+def __call__(self:Reader,
+    net:nn.Module, # network to be called
+    batch:object, # as the data gave it
+) -> torch.Tensor: # (b, c, h, w), float32
+    "The pictures that the network makes of a batch."
+    return self.pictures(self.call(net, batch), type(net).__name__)
