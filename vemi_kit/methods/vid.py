@@ -7,7 +7,7 @@ __all__ = ['VID', 'VIDFeatures']
 
 # %% ../../nbs/57_methods.vid.ipynb #89caf945
 from torch import nn
-from ..nats.bases import GaussianBase
+from ..nats.gaussian import GaussianBase
 from .base import Method
 from .taps import module_key
 from .features import FeatureMethod

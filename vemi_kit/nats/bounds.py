@@ -12,7 +12,7 @@ import torch
 from dataclasses import dataclass
 from ..core import check_finite, fork, generator
 from .tasks import Task
-from .bases import GaussianBase
+from .gaussian import GaussianBase
 from .annealing import AnnealPath, anneal_path, annealed_weights
 from .tilted import TiltedModel, fit_tilted
 

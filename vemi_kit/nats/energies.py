@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['ResidualStack', 'TiltNet', 'Experts']
 
-# %% ../../nbs/41_nats.energies.ipynb #2ad660a5
+# %% ../../nbs/41_nats.energies.ipynb #9495e4d2
 import math
 import torch, torch.nn.functional as F
 from fastcore.all import patch
 from torch import nn
 from ..energy import arithmetic
 
-# %% ../../nbs/41_nats.energies.ipynb #44ad26f1
+# %% ../../nbs/41_nats.energies.ipynb #8878949e
 def _layer(c_in, c_out, pictures, padding):
     return nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode=padding) if pictures else nn.Linear(c_in, c_out)
 
-# %% ../../nbs/41_nats.energies.ipynb #898d5cb5
+# %% ../../nbs/41_nats.energies.ipynb #4d2e4600
 class ResidualStack(nn.Module):
     """Small residual network of one resolution, 3x3 convolutions for pictures `(b, c, h, w)` or linear
-    layers for vectors `(b, c)`; its output is zero at the start.
+    layers for vectors `(b, c)`; its output is zero at the start. Raises `ValueError` below two layers.
     """
     def __init__(self,
         c_in:int, # channels in
@@ -31,19 +31,22 @@ class ResidualStack(nn.Module):
     ):
         super().__init__()
         if depth < 2: raise ValueError(f"ResidualStack: depth >= 2 expected, got {depth}")
-        self.first, self.last = (
-            _layer(c_in, width, pictures, padding),
-            _layer(width, c_out, pictures, padding),
-        )
+        self.first, self.last = (_layer(*c, pictures, padding) for c in ((c_in, width), (width, c_out)))
         self.mid = nn.ModuleList([_layer(width, width, pictures, padding) for _ in range(depth-2)])
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-    def forward(self, x):
-        x = F.silu(self.first(x))
-        for m in self.mid: x = x + F.silu(m(x))
-        return self.last(x)
 
-# %% ../../nbs/41_nats.energies.ipynb #79d833e2
+# %% ../../nbs/41_nats.energies.ipynb #818e422f
+@patch
+def forward(self:ResidualStack,
+    x:torch.Tensor, # (b, c_in, h, w) or (b, c_in)
+) -> torch.Tensor: # (b, c_out, ...)
+    "First layer, residual layers, last layer."
+    x = F.silu(self.first(x))
+    for m in self.mid: x = x + F.silu(m(x))
+    return self.last(x)
+
+# %% ../../nbs/41_nats.energies.ipynb #b5e7bc7e
 class TiltNet(nn.Module):
     """Tilt `f(u, c) -> (b,)` in nats: `½ Σ_j (precision_j - 1)(v_j·u)²` plus the pixel sum of a
     `ResidualStack`; zero at the start.
@@ -58,61 +61,60 @@ class TiltNet(nn.Module):
     ):
         super().__init__()
         d, shape = math.prod(shape), tuple(shape)
-        self.config = dict(
-            shape=shape,
-            channels_s=channels_s,
-            width=width,
-            depth=depth,
-            padding=padding,
-            min_precision=min_precision,
-        )
+        self.config = dict(shape=shape, channels_s=channels_s, width=width, depth=depth, padding=padding,
+                           min_precision=min_precision)
         self.min_precision = min_precision
         self.register_buffer("basis", torch.eye(d))
         self.raw = nn.Parameter(torch.full((d,), math.log(math.expm1(1-min_precision))))
         self.net = ResidualStack(shape[0]+channels_s, 1, width, depth, len(shape) == 3, padding)
-    @property
-    def precision(self):
-        "Precisions along the columns of `basis`, (d,); 1 at the start."
-        return self.min_precision + F.softplus(self.raw)
-    def forward(self, u, c):
-        """`u` (b, *shape) and `c` (b, channels_s, ...) to nats (b,), always float32; `ValueError` for other
-        shapes.
-        """
-        shape, n = self.config["shape"], self.config["channels_s"]
-        if tuple(u.shape[1:]) != shape or c.shape[1] != n or c.shape[2:] != u.shape[2:]:
-            raise ValueError(
-                f"TiltNet: expected u (b, {', '.join(map(str, shape))}) and c (b, "
-                f"{', '.join(map(str, (n,) + shape[1:]))}), got {tuple(u.shape)} "
-                f"and {tuple(c.shape)}"
-            )
-        with arithmetic(u.device):
-            z = u.float().flatten(1)@self.basis
-            return 0.5 * ((self.precision - 1) * z**2).sum(1) + self.net(
-                torch.cat([u, c], 1).float()
-            ).flatten(1).sum(1)
 
-# %% ../../nbs/41_nats.energies.ipynb #fb2ba3c9
+# %% ../../nbs/41_nats.energies.ipynb #d1359905
+@patch(as_prop=True)
+def precision(self:TiltNet):
+    "Precisions along the columns of `basis`, (d,); 1 at the start."
+    return self.min_precision + F.softplus(self.raw)
+
+# %% ../../nbs/41_nats.energies.ipynb #e844ab64
+def _check_tilt(u, c, shape, n):
+    "Raise `ValueError` unless u is (b, *shape) and c is (b, n, ...) of the same height and width."
+    if tuple(u.shape[1:]) == shape and c.shape[1] == n and c.shape[2:] == u.shape[2:]: return
+    want = [f"(b, {', '.join(map(str, x))})" for x in (shape, (n,)+shape[1:])]
+    got = f"{tuple(u.shape)} and {tuple(c.shape)}"
+    raise ValueError(f"TiltNet: expected u {want[0]} and c {want[1]}, got {got}")
+
+# %% ../../nbs/41_nats.energies.ipynb #6c5eb417
+@patch
+def forward(self:TiltNet,
+    u:torch.Tensor, # whitened residuals (b, *shape)
+    c:torch.Tensor, # conditions (b, channels_s, ...)
+) -> torch.Tensor: # (b,) nats, always float32
+    "The tilt; raises `ValueError` for other shapes."
+    _check_tilt(u, c, self.config["shape"], self.config["channels_s"])
+    with arithmetic(u.device):
+        z = u.float().flatten(1)@self.basis
+        rest = self.net(torch.cat([u, c], 1).float()).flatten(1).sum(1)
+        return .5*((self.precision - 1)*z**2).sum(1) + rest
+
+# %% ../../nbs/41_nats.energies.ipynb #5ae28380
 @patch
 @torch.no_grad()
 def fit_quadratic(self:TiltNet,
-    u:torch.Tensor, # whitened residuals (n, *shape)
+    u:torch.Tensor, # whitened residuals (n, *shape), n >= 8
 ) -> TiltNet: # self
     """Set `basis` and `precision` from the covariance of residuals: the maximum of the likelihood while the
-    network is zero.
+    network is zero. Raises `ValueError` for too few.
     """
     x = u.flatten(1).double().cpu()
     n = len(x)*3//4
-    if n < 2 or len(x) - n < 2:
-        raise ValueError(f"fit_quadratic: at least 8 residuals expected, got {len(x)}")
+    if min(n, len(x)-n) < 2: raise ValueError(f"fit_quadratic: at least 8 residuals expected, got {len(x)}")
     basis = torch.linalg.eigh(x[:n].T@x[:n]/n)[1]
-    above = (1 / (x[n:] @ basis).square().mean(0).clamp(min=1e-6)).clamp(
-        min=1.01 * self.min_precision
-    ) - self.min_precision
+    precision = 1/(x[n:]@basis).square().mean(0).clamp(min=1e-6)
+    above = precision.clamp(min=1.01*self.min_precision) - self.min_precision
     self.basis.copy_(basis)
     self.raw.copy_(above + torch.log(-torch.expm1(-above)))
     return self
 
-# %% ../../nbs/41_nats.energies.ipynb #a2345b18
+# %% ../../nbs/41_nats.energies.ipynb #ab406189
 class Experts(nn.Module):
     """Tilt `f(u) -> (b,)` in nats for residuals (b, channels, h, w) of any size: a product of Student-t
     experts on pixels, windows and learned filters. The condition `c` is not looked at.
@@ -127,47 +129,48 @@ class Experts(nn.Module):
         eps:float=.01, # precision of the Gaussian that keeps the tails in
     ):
         super().__init__()
-        self.config = dict(
-            channels=channels,
-            n_groups=n_groups,
-            n_filters=n_filters,
-            size=size,
-            window=window,
-            most=most,
-            eps=eps,
-        )
+        self.config = dict(channels=channels, n_groups=n_groups, n_filters=n_filters, size=size,
+                           window=window, most=most, eps=eps)
         self.raw = nn.Parameter(torch.tensor([-.7]*2 + [-2.5]*n_groups))
         self.filters = nn.Parameter(torch.randn(n_groups, n_filters, channels, size, size))
         self.gains = nn.Parameter(torch.full((n_groups,), -1.))
-    @property
-    def weights(self):
-        "Weights a: of the pixels, of the windows, of the learned groups (2 + n_groups,)."
-        return self.config["most"]*self.raw.sigmoid()
-    @property
-    def kernels(self):
-        "Filters w (n_groups, n_filters, channels, size, size), of norm at most 1."
-        return (
-            self.filters
-            / self.filters.flatten(2).norm(dim=2)[..., None, None, None]
-            * self.gains.sigmoid().view(-1, 1, 1, 1, 1)
-        )
-    def forward(self, u, c=None):
-        "`u` (b, channels, h, w) to nats (b,), always float32."
-        k = self.config
-        if u.ndim != 4 or u.shape[1] != k["channels"]:
-            raise ValueError(f"Experts: expected u (b, {k['channels']}, h, w), got {tuple(u.shape)}")
-        with arithmetic(u.device):
-            u = u.float()
-            square, a = u.square(), self.weights
-            near = F.avg_pool2d(square.mean(1, keepdim=True), k["window"], 1, k["window"]//2)
-            far = (
-                F.conv2d(u, self.kernels.flatten(0, 1), padding="same")
-                .square()
-                .unflatten(1, self.filters.shape[:2])
-                .mean(2)
-            )
-            return (
-                torch.log1p(square).flatten(1).sum(1) * a[0]
-                + torch.log1p(torch.cat([near, far], 1)).sum((2, 3)) @ a[1:]
-                - 0.5 * (1 - k["eps"]) * square.flatten(1).sum(1)
-            )
+
+# %% ../../nbs/41_nats.energies.ipynb #36395a34
+@patch(as_prop=True)
+def weights(self:Experts):
+    "Weights a: of the pixels, of the windows, of the learned groups (2 + n_groups,)."
+    return self.config["most"]*self.raw.sigmoid()
+
+# %% ../../nbs/41_nats.energies.ipynb #1a56ce98
+@patch(as_prop=True)
+def kernels(self:Experts):
+    "Filters w (n_groups, n_filters, channels, size, size), of norm at most 1."
+    norm = self.filters.flatten(2).norm(dim=2)[...,None,None,None]
+    return self.filters/norm*self.gains.sigmoid().view(-1,1,1,1,1)
+
+# %% ../../nbs/41_nats.energies.ipynb #94de6fac
+@patch
+def groups(self:Experts,
+    u:torch.Tensor, # whitened residuals (b, channels, h, w)
+) -> torch.Tensor: # (b, 1 + n_groups, h, w)
+    "Mean squares that the experts beyond the pixels' look at: in a window, and of each group of filters."
+    window = self.config["window"]
+    near = F.avg_pool2d(u.square().mean(1, keepdim=True), window, 1, window//2)
+    far = F.conv2d(u, self.kernels.flatten(0,1), padding="same").square()
+    return torch.cat([near, far.unflatten(1, self.filters.shape[:2]).mean(2)], 1)
+
+# %% ../../nbs/41_nats.energies.ipynb #f92ff6c8
+@patch
+def forward(self:Experts,
+    u:torch.Tensor, # whitened residuals (b, channels, h, w)
+    c:torch.Tensor|None=None, # conditions, not looked at
+) -> torch.Tensor: # (b,) nats, always float32
+    "The tilt; raises `ValueError` for other channels."
+    k = self.config
+    if u.ndim != 4 or u.shape[1] != k["channels"]:
+        raise ValueError(f"Experts: expected u (b, {k['channels']}, h, w), got {tuple(u.shape)}")
+    with arithmetic(u.device):
+        u = u.float()
+        square, a = u.square(), self.weights
+        pixels, groups = torch.log1p(square).flatten(1).sum(1), torch.log1p(self.groups(u)).sum((2,3))
+        return pixels*a[0] + groups@a[1:] - .5*(1-k["eps"])*square.flatten(1).sum(1)

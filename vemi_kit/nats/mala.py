@@ -6,14 +6,17 @@
 __all__ = ['Reference', 'MALA', 'adapt_step', 'mala', 'autocorrelation', 'effective_sample_size', 'r_hat', 'plot_diagnostics',
            'ReplayBuffer']
 
-# %% ../../nbs/42_nats.mala.ipynb #2d165cc4
+# %% ../../nbs/42_nats.mala.ipynb #d9e69e45
 import math
 import torch
+from collections.abc import Callable
 from dataclasses import dataclass
+from fastcore.all import patch
+from torch import nn
 from ..core import frozen
 from ..chains import ChainStats
 
-# %% ../../nbs/42_nats.mala.ipynb #d4fda41d
+# %% ../../nbs/42_nats.mala.ipynb #1b128844
 @dataclass
 class Reference:
     """The standard normal that an energy tilts, with what is known of the tilted law: `precision` (d,) along
@@ -22,24 +25,36 @@ class Reference:
     basis:torch.Tensor|None = None
     precision:torch.Tensor|None = None
 
-    @classmethod
-    def of(cls, tilt):
-        "What a `TiltNet` knows; any other tilt gets the plain normal."
-        return cls(tilt.basis, tilt.precision.detach()) if hasattr(tilt, "precision") else cls()
-    def rotate(self, u): return u.flatten(1) if self.basis is None else u.flatten(1)@self.basis
-    def back(self, z, shape): return (z if self.basis is None else z@self.basis.T).reshape(shape)
+    def rotate(self, u:torch.Tensor):
+        "Coordinates (b, d) along the basis of states (b, ...)."
+        return u.flatten(1) if self.basis is None else u.flatten(1)@self.basis
+    def back(self, z:torch.Tensor, shape:tuple):
+        "States of this shape from coordinates along the basis."
+        return (z if self.basis is None else z@self.basis.T).reshape(shape)
     def var(self, beta:float=1.):
+        "Variances along the basis of the Gaussian of level `beta`."
         return torch.ones(()) if self.precision is None else 1/(1 - beta + beta*self.precision)
-    def sample(self,
-        shape:tuple, # (b, ...) wanted
-        g:torch.Generator, # where numbers come from
-        beta:float=1., # level
-    ) -> torch.Tensor:
-        "Draw from the Gaussian of level `beta`: N(0, I) at 0."
-        z = torch.randn(shape[0], math.prod(shape[1:]), generator=g, device=g.device)
-        return self.back(z*self.var(beta).sqrt(), shape)
 
-# %% ../../nbs/42_nats.mala.ipynb #aa77e13e
+# %% ../../nbs/42_nats.mala.ipynb #74e525d9
+@patch(cls_method=True)
+def of(cls:Reference,
+    tilt:Callable, # a `TiltNet`, or any other tilt
+) -> Reference:
+    "What a `TiltNet` knows; any other tilt gets the plain normal."
+    return cls(tilt.basis, tilt.precision.detach()) if hasattr(tilt, "precision") else cls()
+
+# %% ../../nbs/42_nats.mala.ipynb #f8220dee
+@patch
+def sample(self:Reference,
+    shape:tuple, # (b, ...) wanted
+    g:torch.Generator, # where numbers come from
+    beta:float=1., # level
+) -> torch.Tensor:
+    "Draw from the Gaussian of level `beta`: N(0, I) at 0."
+    z = torch.randn(shape[0], math.prod(shape[1:]), generator=g, device=g.device)
+    return self.back(z*self.var(beta).sqrt(), shape)
+
+# %% ../../nbs/42_nats.mala.ipynb #cfde90bd
 class MALA:
     """State of parallel Metropolis-adjusted Langevin chains (Roberts & Tweedie 1996), one for each row of
     `s`.
@@ -50,79 +65,76 @@ class MALA:
     of no probability.
     """
     def __init__(self,
-        energy, # energy(t, s) -> (b,), nats
+        energy:Callable, # energy(t, s) -> (b,), nats
         s:torch.Tensor, # conditions (b, ...)
         start:torch.Tensor, # states (b, ...)
         reference:Reference|None=None, # the normal that the energy tilts
         g:torch.Generator|None=None, # where noise comes from; on the device of start
     ):
-        self.energy, self.s, self.reference, self.g, self.shape = (
-            energy,
-            s.detach(),
-            reference,
-            g,
-            start.shape,
-        )
-        start = start.detach().float()
+        self.energy, self.s, self.reference, self.g = energy, s.detach(), reference, g
+        self.shape, start = start.shape, start.detach().float()
         self.z = start.flatten(1) if reference is None else reference.rotate(start)
         self.e, self.grad = self._evaluate(self.z)
 
-    def _picture(self, z):
-        return z.reshape(self.shape) if self.reference is None else self.reference.back(z, self.shape)
-    @property
-    def state(self): return self._picture(self.z)
+# %% ../../nbs/42_nats.mala.ipynb #96a40dc4
+@patch
+def _picture(self:MALA, z):
+    return z.reshape(self.shape) if self.reference is None else self.reference.back(z, self.shape)
 
-    def _evaluate(self, z):
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            e = self.energy(self._picture(z), self.s).float()
-            grad, = torch.autograd.grad(e.sum(), z)
-        n = int(torch.isnan(e).sum())
-        if n:
-            raise FloatingPointError(
-                f"MALA: {n} of {len(e)} energies are not a number; lower step_size, or the "
-                f"learning rate of the energy"
-            )
-        return e.detach(), grad
+@patch(as_prop=True)
+def state(self:MALA):
+    "Where the chains are, (b, ...)."
+    return self._picture(self.z)
 
-    def step(self,
-        step_size:float, # factor of the gradient; with a reference in units of its covariance, at most 1
-        beta:float=1., # level of the target
-        jump:bool=False, # propose a draw from the reference instead of a Langevin step
-    ) -> torch.Tensor: # (b,) acceptance probabilities
-        "One proposal, accepted or not."
-        if jump and self.reference is None: raise ValueError("MALA: a jump needs a reference to draw from")
-        r, var = (
-            (0.0, torch.ones((), device=self.z.device))
-            if self.reference is None
-            else (1.0, self.reference.var(beta))
-        )
-        if not 0 < step_size or r*step_size > 1:
-            raise ValueError(
-                f"MALA: step_size > 0 expected, and at most 1 with a reference; got {step_size:g}"
-            )
-        mean = lambda z, grad: torch.zeros_like(z) if jump else z - step_size*var*(r*z + beta*grad)
-        std = (var if jump else var*step_size*(2 - r*step_size)).sqrt()
-        noise = torch.randn(self.z.shape, generator=self.g, device=self.z.device)
-        z = mean(self.z, self.grad) + std*noise
-        e, grad = self._evaluate(z)
-        log_ratio = beta * (self.e - e) + 0.5 * (
-            r * (self.z**2 - z**2) + noise**2 - ((self.z - mean(z, grad)) / std) ** 2
-        ).sum(1)
-        log_ratio = torch.where(e == math.inf, -math.inf, log_ratio)
-        accept = torch.rand(len(z), generator=self.g, device=z.device).log() < log_ratio
-        a = accept[:,None]
-        self.z, self.grad, self.e = (
-            torch.where(a, z, self.z),
-            torch.where(a, grad, self.grad),
-            torch.where(accept, e, self.e),
-        )
-        return log_ratio.clamp(max=0).exp()
+# %% ../../nbs/42_nats.mala.ipynb #f60ddda4
+@patch
+def _evaluate(self:MALA, z):
+    "Energies and their gradients."
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        e = self.energy(self._picture(z), self.s).float()
+        grad, = torch.autograd.grad(e.sum(), z)
+    n, advice = int(torch.isnan(e).sum()), "lower step_size, or the learning rate of the energy"
+    if n: raise FloatingPointError(f"MALA: {n} of {len(e)} energies are not a number; {advice}")
+    return e.detach(), grad
 
-# %% ../../nbs/42_nats.mala.ipynb #c158223a
+# %% ../../nbs/42_nats.mala.ipynb #45cbe601
+@patch
+def _law(self:MALA, step_size, beta, jump):
+    "Weight of the reference, and the proposal: its mean as a function of state and gradient, and its std."
+    if jump and self.reference is None: raise ValueError("MALA: a jump needs a reference to draw from")
+    r, var = 0., torch.ones((), device=self.z.device)
+    if self.reference is not None: r, var = 1., self.reference.var(beta)
+    if not 0 < step_size or r*step_size > 1:
+        raise ValueError(f"MALA: step_size > 0 expected, and at most 1 with a reference; got {step_size:g}")
+    if jump: return r, lambda z, grad: torch.zeros_like(z), var.sqrt()
+    std = (var*step_size*(2 - r*step_size)).sqrt()
+    return r, lambda z, grad: z - step_size*var*(r*z + beta*grad), std
+
+# %% ../../nbs/42_nats.mala.ipynb #18e25f1f
+@patch
+def step(self:MALA,
+    step_size:float, # factor of the gradient; with a reference in units of its covariance, at most 1
+    beta:float=1., # level of the target
+    jump:bool=False, # propose a draw from the reference instead of a Langevin step
+) -> torch.Tensor: # (b,) acceptance probabilities
+    "One proposal, accepted or not. Raises `ValueError` for a jump without a reference, or a bad step size."
+    r, mean, std = self._law(step_size, beta, jump)
+    noise = torch.randn(self.z.shape, generator=self.g, device=self.z.device)
+    z = mean(self.z, self.grad) + std*noise
+    e, grad = self._evaluate(z)
+    back = (self.z - mean(z, grad))/std
+    log_ratio = beta*(self.e - e) + .5*(r*(self.z**2 - z**2) + noise**2 - back**2).sum(1)
+    log_ratio = torch.where(e == math.inf, -math.inf, log_ratio)
+    accept = torch.rand(len(z), generator=self.g, device=z.device).log() < log_ratio
+    self.z, self.grad = (torch.where(accept[:,None], *x) for x in ((z, self.z), (grad, self.grad)))
+    self.e = torch.where(accept, e, self.e)
+    return log_ratio.clamp(max=0).exp()
+
+# %% ../../nbs/42_nats.mala.ipynb #e3d71418
 def adapt_step(
     step_size:float, # present
-    acceptance, # mean acceptance probability of the last step
+    acceptance:float|torch.Tensor, # mean acceptance probability of the last step
     target:float=.574, # wanted
     rate:float=.1, # of the correction, in log units
     limit:float=1., # largest step size
@@ -130,9 +142,30 @@ def adapt_step(
     "One step of Robbins and Monro's recursion on log step_size."
     return min(limit, step_size*math.exp(rate*(float(acceptance) - target)))
 
-# %% ../../nbs/42_nats.mala.ipynb #6737ae46
+# %% ../../nbs/42_nats.mala.ipynb #4ee2c192
+def _warm_up(chain, step_size, n, target, limit):
+    "Move the chain n steps and return the step size for the target acceptance."
+    for i in range(n):
+        rate = max(.05, 1/(1+i)**.6)
+        step_size = adapt_step(step_size, chain.step(step_size).mean(), target, rate, limit)
+    return step_size
+
+# %% ../../nbs/42_nats.mala.ipynb #d0c52a3e
+def _run(chain, step_size, n, start, keep_frames):
+    "n steps: energies of the target before and after each, mean moves, acceptances, and the frames if asked."
+    tilted = chain.reference is not None
+    potential = lambda: chain.e + .5*chain.z.square().sum(1) if tilted else chain.e
+    energies, moves, acceptance, frames = [potential()], [], [], [start] if keep_frames else []
+    for _ in range(n):
+        moves.append(step_size*chain.grad.abs().mean())
+        acceptance.append(chain.step(step_size).mean())
+        energies.append(potential())
+        if keep_frames: frames.append(chain.state)
+    return torch.stack(energies), torch.stack(moves), torch.stack(acceptance), frames
+
+# %% ../../nbs/42_nats.mala.ipynb #2d27bf90
 def mala(
-    energy, # energy(t, s) -> (b,), nats
+    energy:Callable|nn.Module, # energy(t, s) -> (b,), nats
     s:torch.Tensor, # conditions (b, ...)
     start:torch.Tensor|None=None, # where chains begin; None: at s
     n_steps:int=100, # steps that are kept
@@ -144,42 +177,20 @@ def mala(
     keep_frames:bool=False, # keep t_hat after every step in `stats.frames`
 ) -> tuple[torch.Tensor, ChainStats]: # t_hat (b, ...), no graph; what happened
     """Metropolis-adjusted Langevin chain on `t` for fixed `s`: like `langevin`, but its law tends to the
-    density itself. Energies in the stats are those of the target.
+    density itself. Energies in the stats are those of the target. Raises `ValueError` for bad step counts.
     """
     if n_steps < 1 or n_warmup < 0:
         raise ValueError(f"mala: n_steps >= 1 and n_warmup >= 0 expected, got {n_steps} and {n_warmup}")
-    start = s if start is None else start
+    start, limit = s if start is None else start, math.inf if reference is None else 1.
     with frozen(energy), torch.nn.utils.parametrize.cached():
-        chain, limit = MALA(energy, s, start, reference, g), math.inf if reference is None else 1.
-        for i in range(n_warmup):
-            step_size = adapt_step(
-                step_size,
-                chain.step(step_size).mean(),
-                target,
-                rate=max(0.05, 1 / (1 + i) ** 0.6),
-                limit=limit,
-            )
-        potential = lambda: chain.e if reference is None else chain.e + .5*chain.z.square().sum(1)
-        energies, moves, acceptance, frames = [potential()], [], [], [start]
-        for _ in range(n_steps):
-            moves.append(step_size*chain.grad.abs().mean())
-            acceptance.append(chain.step(step_size).mean())
-            energies.append(potential())
-            if keep_frames: frames.append(chain.state)
+        chain = MALA(energy, s, start, reference, g)
+        step_size = _warm_up(chain, step_size, n_warmup, target, limit)
+        energies, moves, acceptance, frames = _run(chain, step_size, n_steps, start, keep_frames)
     noise_std = math.sqrt(step_size*(2 - (reference is not None)*step_size))
-    stats = ChainStats(
-        torch.stack(energies),
-        torch.stack(moves),
-        (chain.state - start).abs().flatten(1).mean(1),
-        noise_std,
-        step_size,
-        0.0,
-        frames if keep_frames else [],
-        torch.stack(acceptance),
-    )
-    return chain.state, stats
+    drift = (chain.state - start).abs().flatten(1).mean(1)
+    return chain.state, ChainStats(energies, moves, drift, noise_std, step_size, 0., frames, acceptance)
 
-# %% ../../nbs/42_nats.mala.ipynb #36d292e4
+# %% ../../nbs/42_nats.mala.ipynb #6900a86b
 def _moments(x):
     "Split chains (n, b) in two and return them with within- and between-chain variances."
     if x.ndim != 2 or len(x) < 8:
@@ -189,10 +200,11 @@ def _moments(x):
     within = x.var(0).mean()
     return x, within, within*(h-1)/h + x.mean(0).var()
 
+# %% ../../nbs/42_nats.mala.ipynb #bc625eb4
 def autocorrelation(
     x:torch.Tensor, # a scalar along chains (n, b)
 ) -> torch.Tensor: # (n//2,) by lag
-    """Autocorrelation along (split) chains; what the chains disagree about counts as correlated for ever
+    """Autocorrelation along (split) chains. Between-chain variance counts as correlation at every lag
     (Vehtari et al. 2021).
     """
     x, within, total = _moments(x)
@@ -201,7 +213,7 @@ def autocorrelation(
     acov = torch.fft.irfft(f.abs()**2, n=2*h, dim=0)[:h]/h
     return (1 - (within - acov.mean(1)*h/(h-1))/total).float()
 
-# %% ../../nbs/42_nats.mala.ipynb #5d6f7bd9
+# %% ../../nbs/42_nats.mala.ipynb #883a9b43
 def effective_sample_size(
     x:torch.Tensor, # a scalar along chains (n, b)
 ) -> float:
@@ -212,7 +224,7 @@ def effective_sample_size(
     tau = (2*torch.cummin(pairs[:max(k,1)], 0).values.sum() - 1).clamp(min=1/math.log10(x.numel()))
     return (2*(len(x)//2)*x.shape[1]/tau).item()
 
-# %% ../../nbs/42_nats.mala.ipynb #16ba564e
+# %% ../../nbs/42_nats.mala.ipynb #8c847798
 def r_hat(
     x:torch.Tensor, # a scalar along chains (n, b)
 ) -> float:
@@ -220,32 +232,28 @@ def r_hat(
     _, within, total = _moments(x)
     return (total/within).sqrt().item()
 
-# %% ../../nbs/42_nats.mala.ipynb #1f7e7737
+# %% ../../nbs/42_nats.mala.ipynb #b221579e
 def plot_diagnostics(
     x:torch.Tensor, # a scalar along chains (n, b), e.g. `stats.energies`
     stats:ChainStats|None=None, # of `mala`: adds the acceptance
     name:str="energy", # of the scalar
-):
-    """Traces of some chains, their autocorrelation with the effective sample size and R-hat, and the
-    acceptance; returns the figure.
-    """
+) -> object: # the matplotlib figure
+    "Traces of some chains, autocorrelation with effective sample size and R-hat, and the acceptance."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(10,2.6), layout="constrained")
     axes[0].plot(x[:,:6].cpu(), lw=.7)
     axes[0].set(xlabel="step", ylabel=name, title=f"R-hat {r_hat(x):.3f}")
-    rho = autocorrelation(x)
-    axes[1].plot(rho[:100].cpu())
+    axes[1].plot(autocorrelation(x)[:100].cpu())
     axes[1].axhline(0, color="0.7", lw=.8)
-    axes[1].set(
-        xlabel="lag", title=f"autocorrelation; {effective_sample_size(x):,.0f} of {x.numel():,} effective"
-    )
+    worth = f"{effective_sample_size(x):,.0f} of {x.numel():,} effective"
+    axes[1].set(xlabel="lag", title=f"autocorrelation; {worth}")
     if stats is not None and stats.acceptance is not None:
         axes[2].plot(stats.acceptance.cpu(), lw=.8)
         axes[2].axhline(.574, color="C1", ls=":")
         axes[2].set(xlabel="step", ylim=(0,1), title=f"acceptance {stats.acceptance.mean():.2f}")
     return fig
 
-# %% ../../nbs/42_nats.mala.ipynb #174f49ff
+# %% ../../nbs/42_nats.mala.ipynb #198ba426
 class ReplayBuffer:
     "States of persistent chains (n, ...) on one device."
     def __init__(self,
@@ -256,7 +264,7 @@ class ReplayBuffer:
         b:int, # how many
         g:torch.Generator, # where randomness comes from
     ) -> torch.Tensor: # (b,)
-        "Different slots, at random: residual chains."
+        "Different slots, at random: residual chains. Raises `ValueError` if there are fewer."
         if b > len(self): raise ValueError(f"ReplayBuffer: {b} slots asked for, {len(self)} there")
         return torch.randperm(len(self), generator=g, device=g.device)[:b]
     def __getitem__(self, index): return self.states[index]

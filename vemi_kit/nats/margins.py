@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Margins']
 
-# %% ../../nbs/43_nats.margins.ipynb #c4b41bfb
+# %% ../../nbs/43_nats.margins.ipynb #067e474c
 import math
 import torch
+from fastcore.all import patch
 from torch import nn
 
-# %% ../../nbs/43_nats.margins.ipynb #56c34e58
+# %% ../../nbs/43_nats.margins.ipynb #7402cad1
 class Margins(nn.Module):
     """Monotone map of each channel of `(b, c, ...)` to a standard normal, fitted to quantiles, more of them
     where that pays; `forward(x) -> (z, log_det)`, `inverse(z) -> x`.
@@ -22,172 +23,201 @@ class Margins(nn.Module):
         reach:float=3., # outermost knots, in standard normal units
     ):
         super().__init__()
-        # curves are kept on the finest grid: a cubic stays the same cubic there
         self.coarse = 2**halvings
         z = torch.linspace(-reach, reach, (n_knots-1)*self.coarse+1, dtype=torch.float64)
-        for name,v in dict(knots=z, centre=torch.zeros(channels), scale=torch.ones(channels), y=torch.asinh(z).repeat(channels,1), slope=(1+z**2).rsqrt().repeat(channels,1)).items():
-            self.register_buffer(name, v.double())
+        start = dict(knots=z, centre=torch.zeros(channels), scale=torch.ones(channels),
+                     y=torch.asinh(z).repeat(channels,1), slope=(1+z**2).rsqrt().repeat(channels,1))
+        for name,v in start.items(): self.register_buffer(name, v.double())
+    @property
+    def _h(self): return self.knots[1]-self.knots[0]
 
-    # (c, everything else)
-    def _rows(self, x): return x.transpose(0,1).flatten(1).double()
-    def _back(self, r, x): return r.view(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0,1)
+# %% ../../nbs/43_nats.margins.ipynb #a97afb85
+def _rows(x):
+    "(b, c, ...) as rows (c, everything else), float64."
+    return x.transpose(0,1).flatten(1).double()
 
-    @torch.no_grad()
-    def fit(self,
-        x:torch.Tensor, # (b, c, ...)
-        gain:float=3., # nats that a new knot must be worth to values that did not place it
-    ):
-        """Put the knots on quantiles of `x`: the coarse ones, and again and again the middle of a cell where
-        the halves of `x`, each judged by the curve of the other, gain by it.
-        """
-        r = self._rows(x)
-        r = r[:, ::max(1, r.shape[1]//200_000)]
-        q1, q2, q3 = torch.quantile(
-            r, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=r.device), dim=1
-        )
-        self.centre.copy_(q2)
-        self.scale.copy_(((q3-q1)/1.349).clamp(min=1e-9))
-        grid = torch.special.ndtr(
-            torch.linspace(
-                self.knots[0].item(),
-                self.knots[-1].item(),
-                4 * len(self.knots) - 3,
-                dtype=torch.float64,
-                device=r.device,
-            )
-        )
-        table = lambda r: torch.asinh(
-            (torch.quantile(r, grid, dim=1).T - self.centre[:, None]) / self.scale[:, None]
-        )
-        on = torch.zeros_like(self.y, dtype=torch.bool)
-        on[:, ::self.coarse] = True
-        halves, step = (r[:,::2], r[:,1::2]), self.coarse if gain < math.inf else 1
-        tables = [table(h) for h in reversed(halves)] if step > 1 else ()
-        while step > 1:
-            was = [self._log_p(q, h, on) for q,h in zip(tables, halves)]
-            cells = torch.zeros_like(on)
-            cells[:,:-step] = on[:,:-step] & on[:,step:]   # by their first knot; none is smaller
-            cells[:, torch.arange(on.shape[1], device=r.device) % step > 0] = False
-            new = on.clone()
-            # neighbours one after the other, so that gains do not mix
-            for odd in (0, 1):
-                tried = cells.clone()
-                tried[:, odd*step::2*step] = False
-                if not tried.any(): continue
-                (lo, _), won = self._ends(on), torch.zeros_like(self.y)
-                for q,h,(l,k) in zip(tables, halves, was):
-                    won.scatter_add_(
-                        1, lo.gather(1, k), self._log_p(q, h, on | tried.roll(step // 2, 1))[0] - l
-                    )
-                # cells beside it share what their slopes gain
-                before, after = won.gather(1, lo.roll(1, 1)), won.roll(-step, 1)
-                new |= (tried & (won + .5*(before+after) > gain)).roll(step//2, 1)
-            if torch.equal(new, on): break
-            on, step = new, step//2
-        self._draw(table(r), on)
-        return self
+def _like(rows, x):
+    "Rows back in the shape of `x`."
+    return rows.view(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0,1)
 
-    @staticmethod
-    def _ends(on):
-        "The last knot at or before each place of the grid, and the first at or after it."
-        k, last = torch.arange(on.shape[1], device=on.device), on.shape[1]-1
-        return torch.where(on, k, 0).cummax(1).values, torch.where(on, k, last).flip(1).cummin(1).values.flip(
-            1
-        )
+# %% ../../nbs/43_nats.margins.ipynb #145d85f8
+def _cubic(cell, a):
+    "`y` and `dy/da` at share `a` of a cell (y0, y1, m0, m1), straight beyond it."
+    y0, y1, m0, m1 = cell
+    b = a.clamp(0, 1)
+    d = y1-y0
+    y = y0 + b*(m0 + b*(3*d-2*m0-m1 + b*(m0+m1-2*d)))
+    return y + (a-b)*torch.where(a < 0, m0, m1), m0 + b*(2*(3*d-2*m0-m1) + 3*b*(m0+m1-2*d))
 
-    def _draw(self, q, on):
-        """The rising cubic through the knots `on` (c, grid), from quantiles `q` at quarters of the grid's
-        steps.
-        """
-        k, h, (lo, hi) = (
-            torch.arange(on.shape[1], device=on.device),
-            self.knots[1] - self.knots[0],
-            self._ends(on),
-        )
-        # strictly rising also where values repeat
-        v = q[:,::4] + 1e-6*k/self.coarse
-        # the cell around each step of the grid
-        a, b = lo[:,:-1], hi[:,1:]
-        # left and right of each place
-        both = lambda x: (torch.cat([x[:,:1], x], 1), torch.cat([x, x[:,-1:]], 1))
-        d, near = both((v.gather(1, b)-v.gather(1, a))/((b-a)*h)), torch.minimum(*both(b-a))
-        # harmonic means keep it monotone, and so does three times the lesser side
-        slope, most = 2*d[0]*d[1]/(d[0]+d[1]), 3*torch.minimum(*d)
-        at = lambda i: q.gather(1, i.clamp(0, q.shape[1]-1))
-        local = (at(4*k+near)-at(4*k-near))/(near*h/2)
-        slope = torch.where(
-            (near < self.coarse) & (k > 0) & (k < k[-1]),
-            torch.minimum(torch.maximum(local, 1e-3 * most), most),
-            slope,
-        )
-        a, b = torch.cat([a, a[:,-1:]], 1), torch.cat([b, b[:,-1:]], 1)
-        w = (b-a)*h
-        y, m = self._curve(
-            (v.gather(1, a), v.gather(1, b), w * slope.gather(1, a), w * slope.gather(1, b)),
-            (k - a) / (b - a),
-        )
-        self.y.copy_(y)
-        self.slope.copy_(m/w)
+# %% ../../nbs/43_nats.margins.ipynb #7855c7d3
+@patch
+def _cell(self:Margins, k):
+    "Corner values and slopes (per cell) of cell `k`."
+    y0, y1 = self.y.gather(1, k), self.y.gather(1, k+1)
+    return y0, y1, self._h*self.slope.gather(1, k), self._h*self.slope.gather(1, k+1)
 
-    def _log_p(self, q, r, on):
-        """Log density (up to a constant) of the values `r` (c, n) with knots `on`, and the steps of the grid
-        in which they lie.
-        """
-        self._draw(q, on)
-        z, log_det = self._map(r)
-        return log_det - 0.5 * z**2, (
-            (z - self.knots[0]) / (self.knots[1] - self.knots[0])
-        ).floor().long().clamp(0, len(self.knots) - 2)
+# %% ../../nbs/43_nats.margins.ipynb #edb7ca00
+@patch
+def inverse(self:Margins,
+    z:torch.Tensor, # standard normal values (b, c, ...)
+) -> torch.Tensor: # x, like z
+    "The values whose map is `z`."
+    r = _rows(z)
+    k = ((r-self.knots[0])/self._h).floor().long().clamp(0, len(self.knots)-2)
+    y = _cubic(self._cell(k), (r-self.knots[k])/self._h)[0]
+    return _like(self.centre[:,None] + self.scale[:,None]*torch.sinh(y), z).to(z.dtype)
 
-    def _cell(self, k):
-        "Corner values and slopes (per cell) of cell `k`."
-        h = self.knots[1]-self.knots[0]
-        return (
-            self.y.gather(1, k),
-            self.y.gather(1, k + 1),
-            h * self.slope.gather(1, k),
-            h * self.slope.gather(1, k + 1),
-        )
-    @staticmethod
-    def _curve(cell, a):
-        "`y` and `dy/da` at share `a` of a cell, straight beyond it."
-        y0, y1, m0, m1 = cell
-        b = a.clamp(0, 1)
-        d = y1-y0
-        y = y0 + b*(m0 + b*(3*d-2*m0-m1 + b*(m0+m1-2*d)))
-        return y + (a-b)*torch.where(a < 0, m0, m1), m0 + b*(2*(3*d-2*m0-m1) + 3*b*(m0+m1-2*d))
-
-    def _map(self, r):
-        "Rows of values (c, n) to standard normal ones, and the logs of the slopes."
-        r = (r-self.centre[:,None])/self.scale[:,None]
-        y, h = torch.asinh(r), self.knots[1]-self.knots[0]
-        k = (torch.searchsorted(self.y, y.contiguous())-1).clamp(0, len(self.knots)-2)
-        cell = self._cell(k)
-        lo, hi = torch.zeros_like(y), torch.ones_like(y)
-        # bisection in the cell: the cubic rises
-        for _ in range(5):
-            a = (lo+hi)/2
-            up = self._curve(cell, a)[0] < y
-            lo, hi = torch.where(up, a, lo), torch.where(up, hi, a)
+# %% ../../nbs/43_nats.margins.ipynb #8f2156cb
+def _solve(cell, y):
+    "Share a in [0, 1] of the cell at which its cubic is `y`."
+    lo, hi = torch.zeros_like(y), torch.ones_like(y)
+    for _ in range(5):
         a = (lo+hi)/2
-        # and Newton's last digits
-        for _ in range(5):
-            v, slope = self._curve(cell, a)
-            a = torch.minimum(torch.maximum(a - (v-y)/slope, lo), hi)
-        below, above = (y-self.y[:,:1])/(self.slope[:,:1]*h), (y-self.y[:,-1:])/(self.slope[:,-1:]*h)
-        a = torch.where(below < 0, below, torch.where(above > 0, 1+above, a))
-        log_det = -torch.log(self._curve(cell, a)[1]/h) - .5*torch.log1p(r**2) - self.scale.log()[:,None]
-        return self.knots[k] + a*h, log_det
+        up = _cubic(cell, a)[0] < y
+        lo, hi = torch.where(up, a, lo), torch.where(up, hi, a)
+    a = (lo+hi)/2
+    for _ in range(5):
+        v, slope = _cubic(cell, a)
+        a = torch.minimum(torch.maximum(a - (v-y)/slope, lo), hi)
+    return a
 
-    def forward(self, x):
-        z, log_det = self._map(self._rows(x))
-        return self._back(z, x).to(x.dtype), self._back(log_det, x).flatten(1).sum(1)
+# %% ../../nbs/43_nats.margins.ipynb #ffde85f3
+@patch
+def _map(self:Margins, r):
+    "Rows of values (c, n) to standard normal ones, and the logs of the slopes."
+    r = (r-self.centre[:,None])/self.scale[:,None]
+    y, h = torch.asinh(r), self._h
+    k = (torch.searchsorted(self.y, y.contiguous())-1).clamp(0, len(self.knots)-2)
+    cell = self._cell(k)
+    a = _solve(cell, y)
+    below, above = (y-self.y[:,:1])/(self.slope[:,:1]*h), (y-self.y[:,-1:])/(self.slope[:,-1:]*h)
+    a = torch.where(below < 0, below, torch.where(above > 0, 1+above, a))
+    log_det = -torch.log(_cubic(cell, a)[1]/h) - .5*torch.log1p(r**2) - self.scale.log()[:,None]
+    return self.knots[k] + a*h, log_det
 
-    def inverse(self, z):
-        r, h = self._rows(z), self.knots[1]-self.knots[0]
-        k = ((r-self.knots[0])/h).floor().long().clamp(0, len(self.knots)-2)
-        return self._back(
-            self.centre[:, None]
-            + self.scale[:, None] * torch.sinh(self._curve(self._cell(k), (r - self.knots[k]) / h)[0]),
-            z,
-        ).to(z.dtype)
+# %% ../../nbs/43_nats.margins.ipynb #8d685077
+@patch
+def forward(self:Margins,
+    x:torch.Tensor, # values (b, c, ...)
+) -> tuple[torch.Tensor, torch.Tensor]: # z, like x; log |dz/dx| (b,), float64
+    "The map to standard normal values, and how it changes a density."
+    z, log_det = self._map(_rows(x))
+    return _like(z, x).to(x.dtype), _like(log_det, x).flatten(1).sum(1)
+
+# %% ../../nbs/43_nats.margins.ipynb #71b057f9
+@patch
+def _centre_on(self:Margins, r):
+    "Set centre and scale by the quartiles of rows `r`."
+    at = torch.tensor([.25,.5,.75], dtype=torch.float64, device=r.device)
+    q1, q2, q3 = torch.quantile(r, at, dim=1)
+    self.centre.copy_(q2)
+    self.scale.copy_(((q3-q1)/1.349).clamp(min=1e-9))
+
+# %% ../../nbs/43_nats.margins.ipynb #327955c7
+@patch
+def _table(self:Margins, r):
+    "Quantiles of rows `r` at quarters of the grid's steps, in units of `y`."
+    n, lo, hi = 4*len(self.knots)-3, self.knots[0].item(), self.knots[-1].item()
+    at = torch.special.ndtr(torch.linspace(lo, hi, n, dtype=torch.float64, device=r.device))
+    return torch.asinh((torch.quantile(r, at, dim=1).T - self.centre[:,None])/self.scale[:,None])
+
+# %% ../../nbs/43_nats.margins.ipynb #0182fd5e
+def _ends(on):
+    "The last knot at or before each place of the grid, and the first at or after it."
+    k, last = torch.arange(on.shape[1], device=on.device), on.shape[1]-1
+    before = torch.where(on, k, 0).cummax(1).values
+    return before, torch.where(on, k, last).flip(1).cummin(1).values.flip(1)
+
+# %% ../../nbs/43_nats.margins.ipynb #ee21d0e8
+@patch
+def _slopes(self:Margins, q, v, a, b):
+    "Slopes at each place, from quantiles `q`, values `v` and the ends `a`, `b` of the cell around each step."
+    k = torch.arange(v.shape[1], device=v.device)
+    # left and right of each place
+    both = lambda x: (torch.cat([x[:,:1], x], 1), torch.cat([x, x[:,-1:]], 1))
+    d, near = both((v.gather(1, b)-v.gather(1, a))/((b-a)*self._h)), torch.minimum(*both(b-a))
+    mean, most = 2*d[0]*d[1]/(d[0]+d[1]), 3*torch.minimum(*d)
+    at = lambda i: q.gather(1, i.clamp(0, q.shape[1]-1))
+    local = (at(4*k+near)-at(4*k-near))/(near*self._h/2)
+    small = (near < self.coarse) & (k > 0) & (k < k[-1])
+    return torch.where(small, torch.minimum(torch.maximum(local, 1e-3*most), most), mean)
+
+# %% ../../nbs/43_nats.margins.ipynb #4de6c265
+@patch
+def _draw(self:Margins, q, on):
+    "Set the rising cubic through the knots `on` (c, grid), from quantiles `q` at quarters of the grid."
+    k, (lo, hi) = torch.arange(on.shape[1], device=on.device), _ends(on)
+    v = q[:,::4] + 1e-6*k/self.coarse                 # strictly rising also where values repeat
+    a, b = lo[:,:-1], hi[:,1:]
+    slope = self._slopes(q, v, a, b)
+    a, b = torch.cat([a, a[:,-1:]], 1), torch.cat([b, b[:,-1:]], 1)
+    w = (b-a)*self._h
+    corners = v.gather(1, a), v.gather(1, b), w*slope.gather(1, a), w*slope.gather(1, b)
+    y, m = _cubic(corners, (k-a)/(b-a))
+    self.y.copy_(y)
+    self.slope.copy_(m/w)
+
+# %% ../../nbs/43_nats.margins.ipynb #e66e5067
+@patch
+def _log_p(self:Margins, q, r, on):
+    "Log density (up to a constant) of values `r` (c, n) with knots `on`, and the grid steps they lie in."
+    self._draw(q, on)
+    z, log_det = self._map(r)
+    k = ((z-self.knots[0])/self._h).floor().long().clamp(0, len(self.knots)-2)
+    return log_det - .5*z**2, k
+
+# %% ../../nbs/43_nats.margins.ipynb #6cd7699f
+def _halvable(on, step):
+    "First knots of the cells of width `step`; none is smaller."
+    cells = torch.zeros_like(on)
+    cells[:,:-step] = on[:,:-step] & on[:,step:]
+    cells[:, torch.arange(on.shape[1], device=on.device) % step > 0] = False
+    return cells
+
+# %% ../../nbs/43_nats.margins.ipynb #d6440315
+@patch
+def _worth(self:Margins, tables, halves, before, on, tried, step):
+    "Nats that each cell gains if the cells `tried` are halved; neighbours share what their slopes gain."
+    lo, won = _ends(on)[0], torch.zeros_like(self.y)
+    for q,h,(l,k) in zip(tables, halves, before):
+        after, _ = self._log_p(q, h, on | tried.roll(step//2, 1))
+        won.scatter_add_(1, lo.gather(1, k), after-l)
+    left, right = won.gather(1, lo.roll(1, 1)), won.roll(-step, 1)
+    return won + .5*(left+right)
+
+# %% ../../nbs/43_nats.margins.ipynb #524e79c0
+@patch
+def _halve(self:Margins, tables, halves, on, step, gain):
+    "Knots after halving the cells of width `step` that gain; every other cell first, so gains do not mix."
+    cells, new = _halvable(on, step), on.clone()
+    before = [self._log_p(q, h, on) for q,h in zip(tables, halves)]
+    for odd in (0,1):
+        tried = cells.clone()
+        tried[:, odd*step::2*step] = False
+        if not tried.any(): continue
+        new |= (tried & (self._worth(tables, halves, before, on, tried, step) > gain)).roll(step//2, 1)
+    return new
+
+# %% ../../nbs/43_nats.margins.ipynb #7ee8459a
+@patch
+@torch.no_grad()
+def fit(self:Margins,
+    x:torch.Tensor, # (b, c, ...)
+    gain:float=3., # nats that a new knot must be worth to values that did not place it; math.inf: none
+) -> Margins: # self
+    """Put the knots on quantiles of `x`: the coarse ones, and again and again the middle of a cell where
+    the halves of `x`, each judged by the curve of the other, gain by it.
+    """
+    r = _rows(x)
+    r = r[:, ::max(1, r.shape[1]//200_000)]
+    self._centre_on(r)
+    on = torch.zeros_like(self.y, dtype=torch.bool)
+    on[:, ::self.coarse] = True
+    halves, step = (r[:,::2], r[:,1::2]), self.coarse if gain < math.inf else 1
+    tables = [self._table(h) for h in reversed(halves)] if step > 1 else ()
+    while step > 1:
+        new = self._halve(tables, halves, on, step, gain)
+        if torch.equal(new, on): break
+        on, step = new, step//2
+    self._draw(self._table(r), on)
+    return self

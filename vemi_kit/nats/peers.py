@@ -14,7 +14,7 @@ from ..core import check_finite, generator, seeded
 from ..files import Ledger
 from .tasks import TASKS, Task
 from .margins import Margins
-from .bases import GaussianBase
+from .gaussian import GaussianBase
 from .bounds import task_bound, task_draws
 from ..methods.vid import VID
 

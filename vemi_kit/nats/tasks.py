@@ -6,30 +6,31 @@
 __all__ = ['MAPS', 'TASKS', 'Task', 'gaussian_pairs', 'dense_gaussian', 'mapped', 'swiss_roll', 'uniform_noise', 'student_t',
            'bimodal_noise', 'field_task', 'plane_field', 'warped_field']
 
-# %% ../../nbs/40_nats.tasks.ipynb #7bb65eaa
+# %% ../../nbs/40_nats.tasks.ipynb #d8b6a467
 import math
 import numpy as np, torch
+from collections.abc import Callable
 from fastcore.all import store_attr
 from torch.distributions import MultivariateNormal
 from ..core import generator
 from ..data.fields import GaussianFieldPairs
 
-# %% ../../nbs/40_nats.tasks.ipynb #0f3bd5b5
+# %% ../../nbs/40_nats.tasks.ipynb #1036a958
 class Task:
     """A distribution of pairs with known mutual information: `sample(b, g) -> (t, s)`, `mi` and `h_t` in
     nats, `log_p(t) -> (b,)` nats.
     """
     def __init__(self,
         name:str, # how tables call it
-        sample, # sample(b, g) -> t (b, d_t) or (b, c, h, w), s likewise
+        sample:Callable, # sample(b, g) -> t (b, d_t) or (b, c, h, w), s likewise
         mi:float, # I(T;S) in nats
         h_t:float|None=None, # H(T) in nats; None if it has no density
-        log_p=None, # log_p(t) -> (b,), nats; None if it is not known
+        log_p:Callable|None=None, # log_p(t) -> (b,), nats; None if it is not known
         torus:bool=False, # pictures whose opposite edges touch
     ): store_attr()
     def __repr__(self): return f"Task({self.name}: I = {self.mi:.4f} nats)"
 
-# %% ../../nbs/40_nats.tasks.ipynb #815ce499
+# %% ../../nbs/40_nats.tasks.ipynb #f2c281e8
 def _gaussian(cov, d_t, shape=None):
     """Sampler, I, H(T) and log p(t) of a Gaussian whose first `d_t` coordinates are t; `shape` turns both
     sides into pictures.
@@ -44,6 +45,7 @@ def _gaussian(cov, d_t, shape=None):
     p_t = MultivariateNormal(torch.zeros(d_t, dtype=torch.float64), cov[:d_t,:d_t])
     return sample, mi, p_t.entropy().item(), lambda t: p_t.log_prob(t.double().flatten(1))
 
+# %% ../../nbs/40_nats.tasks.ipynb #53199bf9
 def gaussian_pairs(
     d:int=1, # dimensions of t and of s
     rho:float=.75, # correlation of each correlated pair
@@ -53,11 +55,10 @@ def gaussian_pairs(
     n_pairs = d if n_pairs is None else n_pairs
     cov = torch.eye(2*d)
     for i in range(n_pairs): cov[i,d+i] = cov[d+i,i] = rho
-    return Task(
-        f"gaussian {d}x{d} rho {rho}" + (f" ({n_pairs} pairs)" if n_pairs < d else ""), *_gaussian(cov, d)
-    )
+    some = f" ({n_pairs} pairs)" if n_pairs < d else ""
+    return Task(f"gaussian {d}x{d} rho {rho}{some}", *_gaussian(cov, d))
 
-# %% ../../nbs/40_nats.tasks.ipynb #d0f54f7a
+# %% ../../nbs/40_nats.tasks.ipynb #2de80725
 def dense_gaussian(
     d:int=2, # dimensions of t and of s
 ) -> Task:
@@ -68,36 +69,29 @@ def dense_gaussian(
     """
     return Task(f"dense {d}x{d}", *_gaussian(.5*torch.eye(2*d) + .5, d))
 
-# %% ../../nbs/40_nats.tasks.ipynb #6a0b0d13
+# %% ../../nbs/40_nats.tasks.ipynb #80b6a72d
 _LOG_ABS = -.5*(np.euler_gamma + math.log(2))            # E log|x|, x ~ N(0,1)
+_HALF_LOG_2PI = .5*math.log(2*math.pi)
 
 def _normal_mean(f, n=20_001, r=9.):
     "E f(x), x ~ N(0,1), by the trapezoid rule (spectrally accurate here)."
     x = torch.linspace(-r, r, n, dtype=torch.float64)
     return torch.trapezoid(f(x)*torch.exp(-.5*x**2)/math.sqrt(2*math.pi), x).item()
 
+# %% ../../nbs/40_nats.tasks.ipynb #4abb9912
+_normal_log = lambda x: -.5*x**2 - _HALF_LOG_2PI
+_asinh_log = lambda x: -.5*torch.log1p(x**2)
+_half_cube = lambda x: x*x.abs().sqrt()
+_half_cube_inverse = lambda y: y.sign()*y.abs()**(2/3)
+_half_cube_log = lambda x: math.log(1.5) + .5*x.abs().log()
+
 MAPS = dict(  # name: (map, its inverse, log of its slope at x, mean of that log slope for x ~ N(0,1))
-    cdf=(
-        torch.special.ndtr,
-        torch.special.ndtri,
-        lambda x: -0.5 * x**2 - 0.5 * math.log(2 * math.pi),
-        -0.5 - 0.5 * math.log(2 * math.pi),
-    ),
-    half_cube=(
-        lambda x: x * x.abs().sqrt(),
-        lambda y: y.sign() * y.abs() ** (2 / 3),
-        lambda x: math.log(1.5) + 0.5 * x.abs().log(),
-        math.log(1.5) + 0.5 * _LOG_ABS,
-    ),
-    asinh=(
-        torch.asinh,
-        torch.sinh,
-        lambda x: -0.5 * torch.log1p(x**2),
-        _normal_mean(lambda x: -0.5 * torch.log1p(x**2)),
-    ),
+    cdf=(torch.special.ndtr, torch.special.ndtri, _normal_log, -.5 - _HALF_LOG_2PI),
+    half_cube=(_half_cube, _half_cube_inverse, _half_cube_log, math.log(1.5) + .5*_LOG_ABS),
+    asinh=(torch.asinh, torch.sinh, _asinh_log, _normal_mean(_asinh_log)),
 )
 
-# %% ../../nbs/40_nats.tasks.ipynb #4d2db734
+# %% ../../nbs/40_nats.tasks.ipynb #bcd23d2c
 def mapped(
     task:Task, # vectors with standard normal margins
     name:str, # "cdf", "half_cube" or "asinh"
@@ -114,7 +108,7 @@ def mapped(
     d = task.sample(1, generator(0))[0].shape[1]
     return Task(f"{name} of {task.name}", sample, task.mi, task.h_t + d*shift, log_p)
 
-# %% ../../nbs/40_nats.tasks.ipynb #6354aec5
+# %% ../../nbs/40_nats.tasks.ipynb #ac11bcad
 def swiss_roll(
     rho:float=.75, # correlation before the maps
 ) -> Task:
@@ -126,7 +120,7 @@ def swiss_roll(
         return t, torch.cat([a*a.cos(), a*a.sin()], 1)/21
     return Task("swiss roll 1x2", sample, one.mi, one.h_t, lambda t: torch.zeros(len(t), dtype=torch.float64))
 
-# %% ../../nbs/40_nats.tasks.ipynb #16d0115c
+# %% ../../nbs/40_nats.tasks.ipynb #5c7e4902
 def uniform_noise(
     eps:float=.1, # half-width of the noise
 ) -> Task:
@@ -140,53 +134,55 @@ def uniform_noise(
         return torch.log(((t+eps).clamp(max=1) - (t-eps).clamp(min=0)).clamp(min=1e-12)/(2*eps))
     return Task(f"uniform + U(±{eps})", sample, mi, mi + math.log(2*eps), log_p)
 
-# %% ../../nbs/40_nats.tasks.ipynb #8245d888
-def student_t(
-    d:int=1, # dimensions of t and of s
-    df:float=1., # degrees of freedom
-) -> Task:
-    "Jointly Student-t with identity dispersion: uncorrelated, yet dependent through the common scale."
-    lg, dg = math.lgamma, lambda x: torch.special.digamma(torch.tensor(x, dtype=torch.float64)).item()
-    f = lambda x: lg(x/2) - x/2*dg(x/2)
-    k = (df+d)/2
+# %% ../../nbs/40_nats.tasks.ipynb #cca4e339
+def _digamma(x): return torch.special.digamma(torch.tensor(x, dtype=torch.float64)).item()
+
+def _student_sampler(d, df):
     def sample(b, g):
         z = torch.randn(b, 2*d, generator=g)
         chi2 = torch._standard_gamma(torch.full((b,1), df/2), generator=g)*2
         x = z/(chi2/df).sqrt()
         return x[:,:d], x[:,d:]
-    norm = d/2*math.log(df*math.pi) + lg(df/2) - lg(k)
-    return Task(
-        f"student-t {d}x{d} df {df:g}",
-        sample,
-        f(df) + f(df + 2 * d) - 2 * f(df + d),
-        norm + k * (dg(k) - dg(df / 2)),
-        lambda t: -norm - k * torch.log1p(t.double().square().sum(1) / df),
-    )
+    return sample
 
-# %% ../../nbs/40_nats.tasks.ipynb #6fbd6c50
+# %% ../../nbs/40_nats.tasks.ipynb #e0904e1a
+def student_t(
+    d:int=1, # dimensions of t and of s
+    df:float=1., # degrees of freedom
+) -> Task:
+    "Jointly Student-t with identity dispersion: uncorrelated, yet dependent through the common scale."
+    lg, k = math.lgamma, (df+d)/2
+    f = lambda x: lg(x/2) - x/2*_digamma(x/2)
+    norm = d/2*math.log(df*math.pi) + lg(df/2) - lg(k)
+    log_p = lambda t: -norm - k*torch.log1p(t.double().square().sum(1)/df)
+    mi, h_t = f(df) + f(df+2*d) - 2*f(df+d), norm + k*(_digamma(k) - _digamma(df/2))
+    return Task(f"student-t {d}x{d} df {df:g}", _student_sampler(d, df), mi, h_t, log_p)
+
+# %% ../../nbs/40_nats.tasks.ipynb #1463a365
+def _two_humps(x, at, var):
+    "Density of an equal mixture of N(±at, var)."
+    return sum(torch.exp(-.5*(x-m)**2/var) for m in (-at,at))/(2*math.sqrt(2*math.pi*var))
+
+def _two_humps_entropy(at, var):
+    x = torch.linspace(-at-12*var**.5, at+12*var**.5, 40_001, dtype=torch.float64)
+    p = _two_humps(x, at, var)
+    return -torch.trapezoid(torch.special.xlogy(p, p), x).item()
+
+# %% ../../nbs/40_nats.tasks.ipynb #532d6f8e
 def bimodal_noise(
     at:float=1., # modes of the noise lie at ±at
     std:float=.3, # standard deviation of each mode
 ) -> Task:
     "`T = S + N`, S standard normal, N an equal mixture of N(±at, std²); entropies by numerical integration."
-    def density(x, var):
-        return sum(torch.exp(-.5*(x-m)**2/var) for m in (-at,at))/(2*math.sqrt(2*math.pi*var))
-    def entropy(var):
-        x = torch.linspace(-at-12*var**.5, at+12*var**.5, 40_001, dtype=torch.float64)
-        return -torch.trapezoid(torch.special.xlogy(p := density(x, var), p), x).item()
     def sample(b, g):
         s = torch.randn(b,1,generator=g)
         sign = 2.*torch.randint(2,(b,1),generator=g) - 1
         return s + at*sign + std*torch.randn(b,1,generator=g), s
-    return Task(
-        f"bimodal noise ±{at:g}",
-        sample,
-        entropy(1 + std**2) - entropy(std**2),
-        entropy(1 + std**2),
-        lambda t: density(t.double()[:, 0], 1 + std**2).log(),
-    )
+    h_t, h_noise = _two_humps_entropy(at, 1+std**2), _two_humps_entropy(at, std**2)
+    log_p = lambda t: _two_humps(t.double()[:,0], at, 1+std**2).log()
+    return Task(f"bimodal noise ±{at:g}", sample, h_t - h_noise, h_t, log_p)
 
-# %% ../../nbs/40_nats.tasks.ipynb #7287542a
+# %% ../../nbs/40_nats.tasks.ipynb #9742eba7
 def field_task(
     n:int=16, # side of the torus
     ell_noise:float=1., # correlation length of the noise
@@ -199,7 +195,7 @@ def field_task(
         return -.5*((torch.fft.fft2(t.double()[:,0]).abs()**2/(f.d*p)) + torch.log(2*math.pi*p)).sum((1,2))
     return Task(f"field {n}x{n} noise ell {ell_noise:g}", f.sample, f.mi, f.h_t, log_p, torus=True)
 
-# %% ../../nbs/40_nats.tasks.ipynb #1a719a7e
+# %% ../../nbs/40_nats.tasks.ipynb #358b5ae4
 def plane_field(
     n:int=6, # side of the grid
     ell_s:float=1.5, # correlation length of s in pixels
@@ -214,12 +210,19 @@ def plane_field(
     K = lambda ell: torch.exp(-torch.cdist(x, x)**2/(2*ell**2))
     I = torch.eye(n*n, dtype=torch.float64)
     c_s, c_n = K(ell_s) + .01*I, .25*(K(ell_noise) + .05*I)
-    return Task(
-        f"plane {n}x{n} noise ell {ell_noise:g}",
-        *_gaussian(torch.cat([torch.cat([c_s + c_n, c_s], 1), torch.cat([c_s, c_s], 1)]), n * n, (1, n, n)),
-    )
+    cov = torch.cat([torch.cat([c_s+c_n, c_s], 1), torch.cat([c_s, c_s], 1)])
+    return Task(f"plane {n}x{n} noise ell {ell_noise:g}", *_gaussian(cov, n*n, (1,n,n)))
 
-# %% ../../nbs/40_nats.tasks.ipynb #a60c6fc0
+# %% ../../nbs/40_nats.tasks.ipynb #f2d25a8f
+def _unwarp(t):
+    "The x with t = x + x³/4, by Cardano: x³ + 4x = 4t has one real root."
+    r = torch.sqrt(t**2 + 16/27)
+    cbrt = lambda v: v.sign()*v.abs()**(1/3)
+    return cbrt(2*(t+r)) + cbrt(2*(t-r))
+
+def _warp_log_slope(x): return torch.log1p(.75*x**2)
+
+# %% ../../nbs/40_nats.tasks.ipynb #8a7b8fe0
 def warped_field(
     n:int=6, # side of the torus
     ell_noise:float=.5, # correlation length of the noise before the warp
@@ -227,47 +230,23 @@ def warped_field(
     """A field whose t is bent pixel by pixel, `t = x + x³/4`, after the noise: information as before, noise
     no longer Gaussian.
     """
-    task = field_task(n, ell_noise)
-    log_slope = lambda x: torch.log1p(.75*x**2)
-    def inverse(t):
-        r = torch.sqrt(t**2 + 16/27)                                # Cardano: x³ + 4x = 4t has one real root
-        cbrt = lambda v: v.sign()*v.abs()**(1/3)
-        return cbrt(2*(t+r)) + cbrt(2*(t-r))
+    task, f = field_task(n, ell_noise), GaussianFieldPairs(n)
     def sample(b, g):
         t, s = task.sample(b, g)
         return t + t**3/4, s
-    log_p = lambda t: task.log_p(x := inverse(t.double())) - log_slope(x).flatten(1).sum(1)
-    var = GaussianFieldPairs(n).var_s + GaussianFieldPairs(n).var_noise
-    return Task(
-        f"warped field {n}x{n} noise ell {ell_noise:g}",
-        sample,
-        task.mi,
-        task.h_t + n * n * _normal_mean(lambda x: log_slope(var**0.5 * x)),
-        log_p,
-        torus=True,
-    )
+    def log_p(t):
+        x = _unwarp(t.double())
+        return task.log_p(x) - _warp_log_slope(x).flatten(1).sum(1)
+    var = f.var_s + f.var_noise
+    h_t = task.h_t + n*n*_normal_mean(lambda x: _warp_log_slope(var**.5*x))
+    return Task(f"warped field {n}x{n} noise ell {ell_noise:g}", sample, task.mi, h_t, log_p, torus=True)
 
-# %% ../../nbs/40_nats.tasks.ipynb #da13a3ac
-TASKS = {
-    t.name: t
-    for t in [
-        gaussian_pairs(1, 0.75),
-        gaussian_pairs(25, 0.8, 2),
-        dense_gaussian(2),
-        dense_gaussian(5),
-        dense_gaussian(25),
-        dense_gaussian(50),
-        mapped(gaussian_pairs(1, 0.75), "cdf"),
-        mapped(gaussian_pairs(25, 0.8, 2), "half_cube"),
-        mapped(gaussian_pairs(1, 0.75), "asinh"),
-        swiss_roll(0.75),
-        uniform_noise(0.1),
-        uniform_noise(0.75),
-        student_t(1, 1),
-        student_t(5, 2),
-        bimodal_noise(),
-        *[field_task(n, ell) for n in (6, 16) for ell in (0, 0.5, 1)],
-        plane_field(),
-        *[warped_field(n) for n in (6, 16)],
-    ]
-}
+# %% ../../nbs/40_nats.tasks.ipynb #fd631f4f
+TASKS = {t.name: t for t in [
+    gaussian_pairs(1, .75), gaussian_pairs(25, .8, 2), *[dense_gaussian(d) for d in (2,5,25,50)],
+    mapped(gaussian_pairs(1, .75), "cdf"), mapped(gaussian_pairs(25, .8, 2), "half_cube"),
+    mapped(gaussian_pairs(1, .75), "asinh"), swiss_roll(.75), uniform_noise(.1), uniform_noise(.75),
+    student_t(1, 1), student_t(5, 2), bimodal_noise(),
+    *[field_task(n, ell) for n in (6,16) for ell in (0,.5,1)], plane_field(),
+    *[warped_field(n) for n in (6,16)],
+]}

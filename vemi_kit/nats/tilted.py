@@ -16,7 +16,8 @@ from ..core import DivergenceError, check_finite, frozen, generator, seeded
 from ..processes import sync_grads
 from .energies import TiltNet
 from .mala import MALA, Reference, ReplayBuffer, adapt_step
-from .bases import LOG_2PI, fit_base
+from .gaussian import LOG_2PI
+from .bases import fit_base
 from .annealing import anneal_path, certified_gain
 
 # %% ../../nbs/46_nats.tilted.ipynb #6fc5b92a
