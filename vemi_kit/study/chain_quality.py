@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['discrepancy', 'ChainQuality', 'student_energy', 'sharp_energy']
 
-# %% ../../nbs/85_study.chain_quality.ipynb #51f18e25
+# %% ../../nbs/85_study.chain_quality.ipynb #22669ee4
 import time
 import torch
+from collections.abc import Callable
 from contextlib import contextmanager
+from fastcore.all import patch, store_attr
 from ..core import frozen, generator, set_seed
 from ..data.pictures import digits, photo_crops, resize
 from ..data.batches import Batches
@@ -17,15 +19,13 @@ from ..nats.energies import ResidualStack
 from ..nats.mala import ReplayBuffer
 from .loops import longer_steps
 
-# %% ../../nbs/85_study.chain_quality.ipynb #ef58d012
+# %% ../../nbs/85_study.chain_quality.ipynb #e75c5af8
 def discrepancy(
     x:torch.Tensor, # samples (n, c, h, w)
-    y:torch.Tensor, # other samples of the same conditions
+    y:torch.Tensor, # other samples of the same conditions, (n, c, h, w)
     size:int=16, # side to which they are reduced first
 ) -> float: # unbiased MMD², may be slightly negative
-    """Kernel discrepancy with a Gaussian kernel of median bandwidth; `y` gives the bandwidth together with
-    `x`.
-    """
+    "Kernel discrepancy with a Gaussian kernel, whose bandwidth is the median distance of all samples."
     n = len(x)
     z = torch.cat([resize(a, size).flatten(1) if a.shape[-1] > size else a.flatten(1) for a in (x, y)])
     d = torch.cdist(z, z).square()
@@ -33,154 +33,169 @@ def discrepancy(
     off = lambda m: (m.sum() - m.diagonal().sum())/(n*(n-1))
     return (off(k[:n,:n]) + off(k[n:,n:]) - 2*off(k[:n,n:])).item()
 
-# %% ../../nbs/85_study.chain_quality.ipynb #d8c27fb0
-@contextmanager
-def _precision(energy, name):
-    "An `EnergyNet` that computes its convolutions like this for a while."
-    was, energy.precision = energy.precision, name
-    try: yield
-    finally: energy.precision = was
-
-# %% ../../nbs/85_study.chain_quality.ipynb #94e95e52
+# %% ../../nbs/85_study.chain_quality.ipynb #88f35a49
 class ChainQuality:
-    "Means of sampling with few steps, judged against 200 steps of the same chain."
+    "Ways of sampling with few steps, judged against 200 steps of the same chain."
     def __init__(self,
         vem:VEM, # energy and settings of the chain
         s:torch.Tensor, # conditions (n, c, h, w)
         about:dict, # what to remember of the energy
-        warm:torch.Tensor|None=None, # residuals t_hat - s where persistent chains stand
-        start=None, # s -> where a network says that the chain ends
-    ): self.vem, self.s, self.about, self.warm, self.start, self.n = vem, s, about, warm, start, len(s)
+        warm:torch.Tensor|None=None, # residuals t_hat - s of persistent chains
+        start:Callable|None=None, # s -> where a network says that the chain ends
+    ): store_attr()
 
-    def _run(self, n, start=None, of=None, seed=1):
-        v = self.vem
-        v._g = generator(seed, self.s.device)
-        return v.sample(self.s, start, **longer_steps(n, of or n, v.step_size, v.noise_std))
-    def means(self) -> dict:
-        "Name -> (steps, function that gives the samples)."
-        K, s = self.vem.n_steps, self.s
-        def amortised():
-            with torch.no_grad(): return self._run(3, self.start(s))
-        def coarse():
-            # the energy knows one size only, so the coarse picture is enlarged for it
-            down = lambda x: resize(resize(x, x.shape[-1]//2), x.shape[-1])
-            x = self._run(2, of=K-1)
-            return self._run(1, s + down(x - s))
-        res = {
-            "no chain: s itself": (0, lambda: s),
-            f"{K} steps": (K, lambda: self._run(K)),
-            "3 steps": (3, lambda: self._run(3)),
-            **{
-                f"{n} longer steps for {of}": (n, lambda n=n, of=of: self._run(n, of=of))
-                for n, of in ((1, K), (3, K), (3, 200), (10, 200), (20, 200))
-            },
-            "2 longer coarse, 1 fine": (3, coarse),
-        }
-        def half():
-            with _precision(self.vem.energy, "bf16"): return self._run(3, of=200)
-        res["3 longer steps for 200, bf16"] = 3, half
-        if self.warm is not None: res["3 steps, warm"] = 3, lambda: self._run(3, s + self.warm)
-        if self.start is not None: res["3 steps, amortised start"] = 3, amortised
-        return res
-    def table(self) -> list: # of dicts
-        """Each means: steps, milliseconds a picture, energy minus that of a 200-step chain, MMD² to it; last
-        row: a second 200-step chain, the floor of what can be seen.
-        """
-        rows, clock = [], time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-        energy = lambda x: self.vem.energy(x, self.s).mean().item()
-        with frozen(self.vem.energy), torch.no_grad():
-            ref = self._run(200, seed=2)
-            e = energy(ref)
-            for name,(n,run) in {**self.means(), "200 steps again": (200, lambda: self._run(200, seed=3))}.items():
-                begin = clock()
-                x = run()
-                ms = (clock() - begin)*1e3/self.n
-                rows.append(
-                    dict(
-                        means=name,
-                        steps=n,
-                        ms=ms,
-                        energy_above=energy(x) - e,
-                        mmd2=discrepancy(x - self.s, ref - self.s),
-                        drift=(x - self.s).abs().mean().item(),
-                    )
-                )
-        return rows
-    def in_bf16(self) -> dict: # plain numbers
-        """Energies at `s`, after the chain and after 3 longer steps for 200, bf16 against float32: median
-        and 95 % quantile of |difference| over the mean |energy|, and the smallest cosine of their gradients.
-        """
-        net, x = self.vem.energy, torch.cat([self.s, self._run(self.vem.n_steps), self._run(3, of=200)])
-        def at(name):
-            with _precision(net, name), frozen(net):
-                a = x.clone().requires_grad_()
-                e = net(a, torch.cat([self.s]*3))
-                return e.detach(), torch.autograd.grad(e.sum(), a)[0].flatten(1)
-        (e, g), (half, h) = at("float32"), at("bf16")
-        off = (half - e).abs()/e.abs().mean()
-        return dict(
-            median=off.median().item(),
-            most=off.quantile(0.95).item(),
-            cosine=torch.cosine_similarity(g, h).min().item(),
-        )
+# %% ../../nbs/85_study.chain_quality.ipynb #4b85823b
+@patch
+def run(self:ChainQuality,
+    n:int, # steps
+    start:torch.Tensor|None=None, # where chains begin; None: at s
+    of:int|None=None, # cover the time of this many steps; None: n
+    seed:int=1, # of the noise
+) -> torch.Tensor: # t_hat
+    "Ends of the chain."
+    v = self.vem
+    longer = longer_steps(n, of or n, v.step_size, v.noise_std)
+    return v.sample(self.s, start, g=generator(seed, self.s.device), **longer)
 
-# %% ../../nbs/85_study.chain_quality.ipynb #bae4aa96
+# %% ../../nbs/85_study.chain_quality.ipynb #defcdc9c
+@contextmanager
+def _precision(energy, name):
+    "Within the block an `EnergyNet` computes its convolutions in this precision."
+    was, energy.precision = energy.precision, name
+    try: yield
+    finally: energy.precision = was
+
+# %% ../../nbs/85_study.chain_quality.ipynb #b46ef917
+@patch
+def _coarse(self:ChainQuality):
+    "Two longer steps on half the size, enlarged since the energy knows one size, then one on the whole."
+    down = lambda x: resize(resize(x, x.shape[-1]//2), x.shape[-1])
+    x = self.run(2, of=self.vem.n_steps-1)
+    return self.run(1, self.s + down(x - self.s))
+
+@patch
+def _half(self:ChainQuality):
+    with _precision(self.vem.energy, "bf16"): return self.run(3, of=200)
+
+@patch
+def _amortised(self:ChainQuality):
+    with torch.no_grad(): return self.run(3, self.start(self.s))
+
+# %% ../../nbs/85_study.chain_quality.ipynb #a5cf7f66
+@patch
+def means(self:ChainQuality) -> dict:
+    "Name -> (steps, function that gives the samples)."
+    K, s, res = self.vem.n_steps, self.s, {}
+    res["no chain: s itself"] = 0, lambda: s
+    res[f"{K} steps"] = K, lambda: self.run(K)
+    res["3 steps"] = 3, lambda: self.run(3)
+    for n,of in ((1, K), (3, K), (3, 200), (10, 200), (20, 200)):
+        res[f"{n} longer steps for {of}"] = n, lambda n=n, of=of: self.run(n, of=of)
+    res["2 longer coarse, 1 fine"] = 3, self._coarse
+    res["3 longer steps for 200, bf16"] = 3, self._half
+    if self.warm is not None: res["3 steps, warm"] = 3, lambda: self.run(3, s + self.warm)
+    if self.start is not None: res["3 steps, amortised start"] = 3, self._amortised
+    return res
+
+# %% ../../nbs/85_study.chain_quality.ipynb #a8ae628c
+@patch
+@torch.no_grad()
+def table(self:ChainQuality) -> list: # of dicts
+    """One row for each of `means`: steps, milliseconds a picture, energy minus that of a 200-step chain, MMD²
+    to it; last row: a second 200-step chain, the smallest difference that can be seen.
+    """
+    rows, clock = [], time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    energy = lambda x: self.vem.energy(x, self.s).mean().item()
+    again = {"200 steps again": (200, lambda: self.run(200, seed=3))}
+    with frozen(self.vem.energy):
+        ref = self.run(200, seed=2)
+        e = energy(ref)
+        for name,(n,run) in {**self.means(), **again}.items():
+            begin = clock()
+            x = run()
+            ms, move = (clock() - begin)*1e3/len(self.s), x - self.s
+            told = dict(energy_above=energy(x) - e, mmd2=discrepancy(move, ref - self.s))
+            rows.append(dict(means=name, steps=n, ms=ms, **told, drift=move.abs().mean().item()))
+    return rows
+
+# %% ../../nbs/85_study.chain_quality.ipynb #a1ed53f8
+@patch
+def in_bf16(self:ChainQuality) -> dict: # plain numbers
+    """Energies at `s`, after the chain and after 3 longer steps for 200, bf16 against float32: median and
+    95 % quantile of |difference| over the mean |energy|, and the smallest cosine of their gradients.
+    """
+    net, x = self.vem.energy, torch.cat([self.s, self.run(self.vem.n_steps), self.run(3, of=200)])
+    def at(name):
+        with _precision(net, name), frozen(net):
+            a = x.clone().requires_grad_()
+            e = net(a, torch.cat([self.s]*3))
+            return e.detach(), torch.autograd.grad(e.sum(), a)[0].flatten(1)
+    (e, g), (half, h) = at("float32"), at("bf16")
+    off, cosine = (half - e).abs()/e.abs().mean(), torch.cosine_similarity(g, h).min().item()
+    return dict(median=off.median().item(), most=off.quantile(.95).item(), cosine=cosine)
+
+# %% ../../nbs/85_study.chain_quality.ipynb #fb02e9a2
+def _pairs(size, n, seed, device):
+    "Photograph crops and their blurred versions."
+    t = photo_crops(size, n, seed=seed).to(device)
+    return t, resize(resize(t, size//2), size)
+
+def _descend(opt, loss):
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
+
+class _Beside:
+    "What is trained beside the energy: a student, a network that predicts the chain's end, warm chains."
+    def __init__(self, t):
+        self.student, self.ahead = (ResidualStack(c, 3, 16, 3).to(t.device) for c in (3, 6))
+        both = self.student, self.ahead
+        self.opt, self.opt_ahead = (torch.optim.Adam(n.parameters(), 1e-3) for n in both)
+        self.warm = ReplayBuffer(torch.zeros_like(t))
+    def start(self, s, low): return s + self.ahead(torch.cat([s, low], 1))
+
+# %% ../../nbs/85_study.chain_quality.ipynb #fafb889b
+@patch
+def _step(self:_Beside, vem, t, low, i):
+    "Energy, warm chains, prediction and student, once each."
+    s = low + self.student(low)
+    sd = s.detach()
+    t_hat, own = vem.tighten(t, sd).t_hat, vem.chain
+    short = longer_steps(3, vem.n_steps, vem.step_size, vem.noise_std)
+    self.warm[i] = vem.sample(sd, sd + self.warm[i], **short) - sd
+    vem.chain = own
+    _descend(self.opt_ahead, (self.start(sd, low) - t_hat).square().mean())
+    _descend(self.opt, (s - t).abs().mean())
+
+# %% ../../nbs/85_study.chain_quality.ipynb #f72308ce
 def student_energy(
     width:int=8, # of the energy
     size:int=64, # of the pictures
     n_pool:int=24, # crops
     n_iter:int=100, # training iterations, of 4 crops
     seed:int=0, # of everything
-    device=torch.device("cpu"), # where
+    device:torch.device=torch.device("cpu"), # where
     **chain, # settings of the `VEM`: step_size, noise_std, lr, n_steps
 ) -> ChainQuality:
     "An energy trained on photograph crops beside a student that enlarges them."
     set_seed(seed)
-    t = photo_crops(size, n_pool, seed=seed).to(device)
-    low = resize(resize(t, size//2), size)
-    student, ahead = ResidualStack(3, 3, 16, 3).to(device), ResidualStack(6, 3, 16, 3).to(device)
+    t, low = _pairs(size, n_pool, seed, device)
+    beside = _Beside(t)
     vem = VEM.like(t[:4], low[:4], width=width, fast=True, seed=seed, **chain)
-    opt, opt_ahead = (torch.optim.Adam(n.parameters(), 1e-3) for n in (student, ahead))
-    data, warm = Batches((t, low, torch.arange(n_pool)), 4, seed), ReplayBuffer(torch.zeros_like(t))
-    short = longer_steps(3, vem.n_steps, vem.step_size, vem.noise_std)
-    for k in range(n_iter):
-        x, l, i = data.batch(k)
-        s = l + student(l)
-        sd = s.detach()
-        vem.tighten(x, sd)
-        t_hat, own = vem._batch[1], vem.chain
-        warm[i] = vem.sample(sd, sd + warm[i], **short) - sd
-        vem.chain = own
-        miss = (ahead(torch.cat([sd, l], 1)) - (t_hat - sd)).square().mean()
-        opt_ahead.zero_grad()
-        miss.backward()
-        opt_ahead.step()
-        opt.zero_grad()
-        (s - x).abs().mean().backward()
-        opt.step()
-    with torch.no_grad(): s = low + student(low)
-    return ChainQuality(
-        vem,
-        s,
-        dict(
-            energy="beside a student",
-            width=width,
-            size=size,
-            n_iter=n_iter,
-            n_pool=n_pool,
-            last_chain=vem.chain.scalars(),
-        ),
-        warm.states,
-        lambda s: s + ahead(torch.cat([s, low], 1)),
-    )
+    data = Batches((t, low, torch.arange(n_pool)), 4, seed)
+    for k in range(n_iter): beside._step(vem, *data.batch(k))
+    with torch.no_grad(): s = low + beside.student(low)
+    about = dict(energy="beside a student", width=width, size=size, n_iter=n_iter, n_pool=n_pool)
+    about["last_chain"] = vem.chain.scalars()
+    return ChainQuality(vem, s, about, beside.warm.states, lambda s: beside.start(s, low))
 
-# %% ../../nbs/85_study.chain_quality.ipynb #ac395dc5
+# %% ../../nbs/85_study.chain_quality.ipynb #82e75821
 def sharp_energy(
     width:int=8, # of the energy
     n_pool:int=64, # digits
     n_iter:int=80, # training iterations, of 32 digits
     seed:int=0, # of everything
-    device=torch.device("cpu"), # where
+    device:torch.device=torch.device("cpu"), # where
     **chain, # settings of the `VEM`
 ) -> ChainQuality:
     "An energy taught to be low at 16x16 digits and high at their blurred versions."
@@ -191,10 +206,7 @@ def sharp_energy(
     opt = torch.optim.Adam(vem.energy.parameters(), 1e-3, betas=(0., .999))
     for _ in range(n_iter):
         i = torch.randint(len(t), (32,), generator=g)
-        e_pos, e_neg = vem._energies(t[i], s[i], s[i])
-        opt.zero_grad()
-        ((e_pos - e_neg).mean() + .05*(e_pos**2 + e_neg**2).mean()).backward()
-        opt.step()
-    return ChainQuality(
-        vem, s[:n_pool], dict(energy="sharp", width=width, size=16, n_iter=n_iter, n_pool=n_pool)
-    )
+        e_pos, e_neg = vem.energies(t[i], s[i], s[i])
+        _descend(opt, (e_pos - e_neg).mean() + .05*(e_pos**2 + e_neg**2).mean())
+    about = dict(energy="sharp", width=width, size=16, n_iter=n_iter, n_pool=n_pool)
+    return ChainQuality(vem, s[:n_pool], about)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PlainLoop', 'KitLoop', 'BareConvolutions', 'interleaved', 'ratio', 'longer_steps', 'bench_iteration']
 
-# %% ../../nbs/84_study.loops.ipynb #86707105
+# %% ../../nbs/84_study.loops.ipynb #c945996d
 import math, statistics, time
 import torch
+from fastcore.all import patch, store_attr
 from torch import nn
 from ..core import frozen
 from ..data.pictures import photo_crops, resize
@@ -15,7 +16,7 @@ from ..timing import time_calls
 from ..energy import EnergyNet
 from ..vem import VEM
 
-# %% ../../nbs/84_study.loops.ipynb #045213e0
+# %% ../../nbs/84_study.loops.ipynb #9d69fad6
 class PlainLoop:
     """An iteration as arXiv 2303.16050 describes it, written without thought for speed. Calling it with `t,
     s` trains the energy and gives the term's gradient with respect to `s`.
@@ -28,98 +29,106 @@ class PlainLoop:
         lambda_mi:float=.1, # of the student's term
         l2:float=.05, # of the energy's loss
     ):
-        self.energy, self.n_steps, self.step_size, self.noise_std, self.lambda_mi, self.l2 = (
-            energy,
-            n_steps,
-            step_size,
-            noise_std,
-            lambda_mi,
-            l2,
-        )
+        store_attr()
         self.opt = torch.optim.Adam(energy.parameters(), 1e-4, betas=(0., .999))
-    def __call__(self, t, s):
-        E, t_hat = self.energy.train().requires_grad_(False), s.clone()
-        for _ in range(self.n_steps):
-            t_hat.requires_grad_()
-            grad, = torch.autograd.grad(E(t_hat, s).sum(), t_hat)
-            t_hat = t_hat.detach() - self.step_size*grad + self.noise_std*torch.randn_like(t_hat)
-        t_hat = t_hat.clamp(-1, 1)
-        E.requires_grad_(True)
-        e_pos, e_neg = E(t, s), E(t_hat, s)
-        loss = (e_pos - e_neg).mean() + self.l2*(e_pos**2 + e_neg**2).mean()
-        self.opt.zero_grad()
-        loss.backward()
-        self.opt.step()
-        E.requires_grad_(False)
-        s = s.clone().requires_grad_()
-        return torch.autograd.grad(self.lambda_mi*(E(t, s) - E(t_hat, s)).mean(), s)[0]
 
-# %% ../../nbs/84_study.loops.ipynb #846e1233
+# %% ../../nbs/84_study.loops.ipynb #a1912b9c
+@patch
+def chain(self:PlainLoop,
+    s:torch.Tensor, # student pictures (b, c, h, w)
+) -> torch.Tensor: # t_hat, like s
+    "Langevin steps from `s`, clamped once."
+    E, t_hat = self.energy.train().requires_grad_(False), s.clone()
+    for _ in range(self.n_steps):
+        t_hat.requires_grad_()
+        grad, = torch.autograd.grad(E(t_hat, s).sum(), t_hat)
+        t_hat = t_hat.detach() - self.step_size*grad + self.noise_std*torch.randn_like(t_hat)
+    return t_hat.clamp(-1, 1)
+
+# %% ../../nbs/84_study.loops.ipynb #944aed96
+@patch
+def __call__(self:PlainLoop,
+    t:torch.Tensor, # teacher pictures (b, c, h, w)
+    s:torch.Tensor, # the student's, without a graph
+) -> torch.Tensor: # like s
+    "Chain, energy step, and the term's gradient with respect to `s`."
+    t_hat, E = self.chain(s), self.energy.requires_grad_(True)
+    e_pos, e_neg = E(t, s), E(t_hat, s)
+    loss = (e_pos - e_neg).mean() + self.l2*(e_pos**2 + e_neg**2).mean()
+    self.opt.zero_grad()
+    loss.backward()
+    self.opt.step()
+    E.requires_grad_(False)
+    s = s.clone().requires_grad_()
+    return torch.autograd.grad(self.lambda_mi*(E(t, s) - E(t_hat, s)).mean(), s)[0]
+
+# %% ../../nbs/84_study.loops.ipynb #185e8769
 class KitLoop:
     "An iteration of a `VEM`, called like a `PlainLoop`."
-    def __init__(self, vem:VEM): self.vem = vem
+    def __init__(self,
+        vem:VEM, # its energy is trained in place
+    ): self.vem = vem
     def __call__(self, t, s):
-        self.vem.tighten(t, s)
-        s = s.clone().requires_grad_()
-        return torch.autograd.grad(self.vem.loss(t, s), s)[0]
+        step, s = self.vem.tighten(t, s), s.clone().requires_grad_()
+        return torch.autograd.grad(step.loss(s), s)[0]
 
-# %% ../../nbs/84_study.loops.ipynb #094439c6
+# %% ../../nbs/84_study.loops.ipynb #ce8da2f9
 class BareConvolutions:
     "The convolutions of an iteration, and nothing else; `macs` is their multiply-adds."
     def __init__(self,
         energy:EnergyNet, # whose convolutions
         t:torch.Tensor, # batch (b, c, h, w)
-        s:torch.Tensor, # batch
+        s:torch.Tensor, # batch (b, c, h, w)
         n_steps:int=10, # of the chain
         extra:int=0, # single forwards besides
     ):
-        half = energy.precision == "bf16"
-        layout = torch.channels_last if energy.fast else torch.contiguous_format
-        self.calls, self.macs, seen = [], 0, []
-        hooks = [
-            m.register_forward_hook(lambda m, x, y: seen.append((m, x[0].shape, y.shape)))
-            for m in energy.modules()
-            if isinstance(m, nn.Conv2d)
-        ]
-        with torch.no_grad(), frozen(energy): energy(t, s)
-        for h in hooks: h.remove()
-        for repeat, b, weights in ((n_steps, len(t), False), (1, 2*len(t), True), (1, 2*len(t), False), (extra, len(t), None)):
-            for m, x, y in seen:
-                make = lambda shape: torch.randn(
-                    shape, device=t.device, dtype=torch.bfloat16 if half else torch.float32
-                ).contiguous(memory_format=layout)
-                self.calls.append(
-                    (
-                        repeat,
-                        weights,
-                        make((b, *x[1:])),
-                        make(m.weight.shape),
-                        make((b, *y[1:])),
-                        m.stride,
-                        m.padding,
-                    )
-                )
-                self.macs += (
-                    repeat
-                    * b
-                    * math.prod(y[2:])
-                    * m.weight.numel()
-                    * (1 if weights is None else 3 if weights else 2)
-                )
-    def __call__(self):
-        for repeat, weights, x, w, y, stride, padding in self.calls:
-            for _ in range(repeat):
-                torch.ops.aten.convolution(x, w, None, stride, padding, (1,1), False, (0,0), 1)
-                if weights is not None:
-                    torch.ops.aten.convolution_backward(
-                        y, x, w, None, stride, padding, (1, 1), False, (0, 0), 1, (True, weights, False)
-                    )
+        self.dtype = torch.bfloat16 if energy.precision == "bf16" else torch.float32
+        self.layout = torch.channels_last if energy.fast else torch.contiguous_format
+        self.device, self.calls, self.macs, b = t.device, [], 0, len(t)
+        seen = _convolutions(energy, t, s)
+        # chain, energy step, student's gradient, forwards: how often, pictures, backward to the weights too
+        for part in ((n_steps, b, False), (1, 2*b, True), (1, 2*b, False), (extra, b, None)):
+            for conv in seen: self._add(*part, *conv)
 
-# %% ../../nbs/84_study.loops.ipynb #9516bc37
+# %% ../../nbs/84_study.loops.ipynb #f2196a5e
+def _convolutions(energy, t, s):
+    "Layer, input shape and output shape of every convolution of one forward."
+    seen = []
+    def note(m, x, y): seen.append((m, x[0].shape, y.shape))
+    hooks = [m.register_forward_hook(note) for m in energy.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad(), frozen(energy): energy(t, s)
+    for h in hooks: h.remove()
+    return seen
+
+# %% ../../nbs/84_study.loops.ipynb #7b6d1585
+@patch
+def _random(self:BareConvolutions, shape):
+    return torch.randn(shape, device=self.device, dtype=self.dtype).contiguous(memory_format=self.layout)
+
+@patch
+def _add(self:BareConvolutions, repeat, b, weights, m, x, y):
+    "One convolution, `repeat` times: backward also to the weights, to the input only, or (None) not at all."
+    tensors = self._random((b, *x[1:])), self._random(m.weight.shape), self._random((b, *y[1:]))
+    self.calls.append((repeat, weights, *tensors, m.stride, m.padding))
+    passes = 1 if weights is None else 3 if weights else 2
+    self.macs += repeat*b*math.prod(y[2:])*m.weight.numel()*passes
+
+# %% ../../nbs/84_study.loops.ipynb #579f2e50
+@patch
+def __call__(self:BareConvolutions):
+    "Compute them all."
+    conv, back, one = torch.ops.aten.convolution, torch.ops.aten.convolution_backward, (1,1)
+    for repeat, weights, x, w, y, stride, padding in self.calls:
+        for _ in range(repeat):
+            conv(x, w, None, stride, padding, one, False, (0,0), 1)
+            if weights is None: continue
+            back(y, x, w, None, stride, padding, one, False, (0,0), 1, (True, weights, False))
+
+# %% ../../nbs/84_study.loops.ipynb #2efa3b12
 def interleaved(
     runs:dict, # name -> function without arguments
     rounds:int=5, # how often each is timed, in turns, after one run that is not
-    device=torch.device("cpu"), # where they compute
+    device:torch.device=torch.device("cpu"), # where they compute
 ) -> dict: # name -> seconds by round
     """Time functions in turns. Clock: CPU time of the process with one thread on a CPU, GPU events on a GPU,
     else wall-clock.
@@ -136,7 +145,7 @@ def interleaved(
         for n,run in runs.items(): times[n].append(once(run))
     return times
 
-# %% ../../nbs/84_study.loops.ipynb #0ae95e1f
+# %% ../../nbs/84_study.loops.ipynb #86c78b5e
 def ratio(
     times:dict, # of `interleaved`
     a:str, # numerator
@@ -146,10 +155,10 @@ def ratio(
     r = [x/y for x,y in zip(times[a], times[b])]
     return dict(median=statistics.median(r), low=min(r), high=max(r))
 
-# %% ../../nbs/84_study.loops.ipynb #8e1ad266
+# %% ../../nbs/84_study.loops.ipynb #95eeabe6
 def longer_steps(
     n:int, # steps to take
-    of:int=10, # instead of so many
+    of:int=10, # instead of this many
     step_size:float=100., # of these
     noise_std:float=.005, # of these
 ) -> dict: # n_steps, step_size, noise_std, for `VEM`
@@ -159,7 +168,21 @@ def longer_steps(
     if not 1 <= n <= of: raise ValueError(f"longer_steps: 1 to {of} steps expected, got {n}")
     return dict(n_steps=n, step_size=step_size*of/n, noise_std=noise_std*math.sqrt(of/n))
 
-# %% ../../nbs/84_study.loops.ipynb #4c35d1cd
+# %% ../../nbs/84_study.loops.ipynb #7b2ef17d
+def _contenders(like, t, s, n_steps, bf16):
+    "Loops by name, and bare convolutions by name; `like(**kw)` makes a `VEM`."
+    kit = lambda n=None, **kw: KitLoop(like(**kw, **(longer_steps(n, n_steps) if n else {})))
+    bare = lambda extra, **kw: BareConvolutions(like(**kw).energy, t, s, n_steps, extra)
+    fast, half = dict(fast=True), dict(fast=True, precision="bf16")
+    loops = {"plain loop": PlainLoop(like().energy, n_steps), "kit": kit(), "fast": kit(**fast)}
+    loops |= {f"fast, {n} longer": kit(n, **fast) for n in (3, 1)}
+    floors = {"floor": bare(0), "floor of fast": bare(1, **fast)}
+    if bf16:
+        loops |= {"fast, bf16": kit(**half), "fast, bf16, 3 longer": kit(3, **half)}
+        floors["floor of bf16"] = bare(1, **half)
+    return loops, floors
+
+# %% ../../nbs/84_study.loops.ipynb #42f64f4e
 def bench_iteration(
     size:int, # side of the pictures
     width:int, # of the energy network
@@ -167,39 +190,18 @@ def bench_iteration(
     n_steps:int=10, # of the chain
     rounds:int=3, # of timing
     bf16:bool=False, # time that too
-    device=torch.device("cpu"), # where
-) -> dict: # plain numbers
+    device:torch.device=torch.device("cpu"), # where
+) -> dict: # plain numbers: ms, speedup over the plain loop, gmacs of the bare convolutions
     """Plain loop, kit, fast kit, fast kit with 3 and with 1 longer steps, on request the fast kit in bf16,
-    and the floors, on photograph crops.
+    and the bare convolutions, on photograph crops.
     """
     t = photo_crops(size, batch, scale=1. if size > 200 else .5).to(device)
     s = resize(resize(t, size//2), size)
-    like = lambda **kw: VEM.like(t, s, width=width, **{**dict(n_steps=n_steps), **kw})
-    loops = {
-        "plain loop": PlainLoop(like().energy, n_steps),
-        "kit": KitLoop(like()),
-        "fast": KitLoop(like(fast=True)),
-        **{f"fast, {n} longer": KitLoop(like(fast=True, **longer_steps(n, n_steps))) for n in (3, 1)},
-    }
-    floors = {
-        "floor": BareConvolutions(like().energy, t, s, n_steps),
-        "floor of fast": BareConvolutions(like(fast=True).energy, t, s, n_steps, 1),
-    }
-    if bf16:
-        half = dict(fast=True, precision="bf16")
-        loops |= {
-            "fast, bf16": KitLoop(like(**half)),
-            "fast, bf16, 3 longer": KitLoop(like(**half, **longer_steps(3, n_steps))),
-        }
-        floors["floor of bf16"] = BareConvolutions(like(**half).energy, t, s, n_steps, 1)
-    times = interleaved({**{n: lambda f=f: f(t, s) for n,f in loops.items()}, **floors}, rounds, device)
-    return dict(
-        size=size,
-        width=width,
-        batch=batch,
-        n_steps=n_steps,
-        rounds=rounds,
-        gmacs={n: f.macs / 1e9 for n, f in floors.items()},
-        ms={n: statistics.median(x) * 1e3 for n, x in times.items()},
-        speedup={n: ratio(times, "plain loop", n) for n in times if n != "plain loop"},
-    )
+    like = lambda **kw: VEM.like(t, s, width=width, **{"n_steps": n_steps, **kw})
+    loops, bare = _contenders(like, t, s, n_steps, bf16)
+    times = interleaved({**{n: lambda f=f: f(t, s) for n,f in loops.items()}, **bare}, rounds, device)
+    about = dict(size=size, width=width, batch=batch, n_steps=n_steps, rounds=rounds)
+    ms = {n: statistics.median(x)*1e3 for n,x in times.items()}
+    gmacs = {n: f.macs/1e9 for n,f in bare.items()}
+    speedup = {n: ratio(times, "plain loop", n) for n in times if n != "plain loop"}
+    return dict(about, gmacs=gmacs, ms=ms, speedup=speedup)
