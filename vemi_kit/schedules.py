@@ -6,17 +6,18 @@
 __all__ = ['RAMPS', 'WHOLE', 'Schedule', 'as_schedule', 'constant', 'linear', 'cosine', 'exponential', 'warmup', 'phases',
            'alternate', 'Plan', 'plot_schedules', 'student_plan', 'draw_plan', 'schedule_designer']
 
-# %% ../nbs/14_schedules.ipynb #dc274250
+# %% ../nbs/14_schedules.ipynb #ba8660df
 import math
-from fastcore.all import store_attr
+from collections.abc import Callable
+from fastcore.all import patch, store_attr
 from .core import require
 from .show import explore
 
-# %% ../nbs/14_schedules.ipynb #b0ce6f48
+# %% ../nbs/14_schedules.ipynb #492d992a
 class Schedule:
-    "A number as a function of the step. Lasts `n_steps` (None: for ever), then holds its last value."
+    "A number as a function of the step. Lasts `n_steps` (None: without end), then holds its last value."
     def __init__(self,
-        fn, # fn(step) -> number, for step in [0, n_steps]
+        fn:Callable, # fn(step) -> number, for step in [0, n_steps]
         n_steps:int|None=None, # length; None for one without an end
         name:str="schedule", # for pictures and messages
     ):
@@ -29,45 +30,46 @@ class Schedule:
         if step < 0: raise ValueError(f"{self.name}: step >= 0 expected, got {step}")
         return self.fn(step if self.n_steps is None else min(step, self.n_steps))
 
-    def then(self,
-        other, # a Schedule, or a number to hold for ever
-    ):
-        "This schedule, and `other` when it has ended."
-        if self.n_steps is None:
-            raise ValueError(f"{self.name} has no end, so nothing can follow it; give it n_steps")
-        other, n = as_schedule(other), self.n_steps
-        return Schedule(
-            lambda i: self.fn(i) if i < n else other(i - n),
-            None if other.n_steps is None else n + other.n_steps,
-            f"{self.name} then {other.name}",
-        )
-
-    def __mul__(self,
-        other, # a number or a Schedule, multiplied step by step
-    ):
-        number, other = isinstance(other, (int,float)), as_schedule(other)
-        ends = [self.n_steps] if number else [self.n_steps, other.n_steps]
-        return Schedule(
-            lambda i: self(i) * other(i), None if None in ends else max(ends), f"{self.name} * {other.name}"
-        )
-    __rmul__ = __mul__
-
     def __repr__(self): return f"Schedule({self.name}, n_steps={self.n_steps})"
 
-# %% ../nbs/14_schedules.ipynb #e35826cc
+# %% ../nbs/14_schedules.ipynb #4e317ba7
 def as_schedule(
-    x, # a Schedule, a number, or any function of the step
+    x:object, # a Schedule, a number, or any function of the step
 ) -> Schedule:
-    "`x` as a `Schedule`; a number is held for ever."
+    "`x` as a `Schedule`; a number is held without end. Raises `TypeError` for anything else."
     if isinstance(x, Schedule): return x
     if callable(x): return Schedule(x, name=getattr(x, "__name__", "function"))
     if isinstance(x, (int,float)): return Schedule(lambda i: x, name=f"{x:g}")
     raise TypeError(f"expected a Schedule, a number or a function of the step, got {type(x).__name__}")
 
+# %% ../nbs/14_schedules.ipynb #3bc69349
+@patch
+def then(self:Schedule,
+    other:object, # a Schedule, or a number to hold
+) -> Schedule:
+    "This schedule, and `other` when it has ended. Raises `ValueError` if this one has no end."
+    if self.n_steps is None:
+        raise ValueError(f"{self.name} has no end, so nothing can follow it; give it n_steps")
+    other, n = as_schedule(other), self.n_steps
+    end = None if other.n_steps is None else n + other.n_steps
+    return Schedule(lambda i: self.fn(i) if i < n else other(i-n), end, f"{self.name} then {other.name}")
+
+# %% ../nbs/14_schedules.ipynb #68356532
+@patch
+def __mul__(self:Schedule, other):
+    "The product with a number or a Schedule, step by step; it lasts as long as the longer one."
+    number, other = isinstance(other, (int,float)), as_schedule(other)
+    ends = [self.n_steps] if number else [self.n_steps, other.n_steps]
+    end = None if None in ends else max(ends)
+    return Schedule(lambda i: self(i)*other(i), end, f"{self.name} * {other.name}")
+
+@patch
+def __rmul__(self:Schedule, other): return self*other
+
 # %% ../nbs/14_schedules.ipynb #2e6b5ed2
 def constant(
     value:float, # held
-    n_steps:int|None=None, # how long; None for ever
+    n_steps:int|None=None, # how long; None without end
 ) -> Schedule:
     "`value` at every step."
     return Schedule(lambda i: value, n_steps, f"constant {value:g}")
@@ -112,7 +114,7 @@ RAMPS = dict(constant=lambda a,b,n: constant(b,n), linear=linear, cosine=cosine,
 # %% ../nbs/14_schedules.ipynb #296621d3
 def warmup(
     n_steps:int, # how long to hold `before`
-    schedule, # what follows: a Schedule or a number
+    schedule:object, # what follows: a Schedule or a number
     before:float=0., # value meanwhile
 ) -> Schedule:
     """Hold `before` for `n_steps`, then run `schedule` from its start; `n_steps=0` is `schedule` itself.
@@ -124,7 +126,7 @@ def warmup(
 
 # %% ../nbs/14_schedules.ipynb #603442a0
 def phases(
-    *parts, # Schedules, each with an end except perhaps the last; a last number is held
+    *parts:object, # Schedules, each with an end except perhaps the last; a last number is held
 ) -> Schedule:
     "One schedule after the other."
     if not parts: raise ValueError("phases: at least one schedule expected")
@@ -149,10 +151,9 @@ def alternate(
     upto = lambda i: -(-i*n_energy//n_student)
     return Schedule(lambda i: upto(i+1)-upto(i), None, f"alternate {n_energy}:{n_student}")
 
-# %% ../nbs/14_schedules.ipynb #432c4da1
+# %% ../nbs/14_schedules.ipynb #6308c9b8
 WHOLE = (".n_steps", ".energy_steps")
 
-# %% ../nbs/14_schedules.ipynb #3bb15652
 class Plan:
     """Schedules by knob: `Plan({'vem.lambda_mi': warmup(100, .1)})`. `plan(step)` gives all values of a
     step, `plan.apply(step, vem=...)` sets them.
@@ -160,64 +161,70 @@ class Plan:
     def __init__(self,
         schedules:dict|None=None, # knob -> Schedule, number or function of the step
     ):
-        self.schedules = {}
-        for k,v in (schedules or {}).items():
-            if k.count(".") != 1:
-                raise ValueError(
-                    f"Plan: knobs are written 'owner.name', for example 'vem.lambda_mi'; got {k!r}"
-                )
-            self.schedules[k] = as_schedule(v)
+        odd = [k for k in schedules or {} if k.count(".") != 1]
+        if odd:
+            raise ValueError(f"Plan: knobs are written 'owner.name', such as 'vem.lambda_mi'; got {odd[0]!r}")
+        self.schedules = {k: as_schedule(v) for k,v in (schedules or {}).items()}
 
     def __call__(self, step:int) -> dict:
+        "{knob: value} at `step`."
         return {k: round(s(step)) if k.endswith(WHOLE) else s(step) for k,s in self.schedules.items()}
 
-    def apply(self,
-        step:int, # number of the step
-        **owners, # the objects that knobs belong to, by name
-    ) -> dict: # the values set
-        """Set `owner.name` for every knob; raises `KeyError` for an unknown owner and `AttributeError` for a
-        name that the owner does not have.
-        """
-        values = self(step)
-        for k,v in values.items():
-            owner, name = k.split(".")
-            if owner not in owners:
-                raise KeyError(f"plan: no {owner!r} here for {k!r}; there are {sorted(owners)}")
-            if not hasattr(owners[owner], name):
-                raise AttributeError(
-                    f"plan: {owner!r} ({type(owners[owner]).__name__}) has no {name!r} to schedule"
-                )
-            setattr(owners[owner], name, v)
-        return values
+# %% ../nbs/14_schedules.ipynb #dafac177
+@patch
+def apply(self:Plan,
+    step:int, # number of the step
+    **owners:object, # the objects that knobs belong to, by name
+) -> dict: # the values set
+    """Set `owner.name` for every knob; raises `KeyError` for an unknown owner and `AttributeError` for a
+    name that the owner does not have.
+    """
+    values = self(step)
+    for k,v in values.items():
+        owner, name = k.split(".")
+        if owner not in owners:
+            raise KeyError(f"plan: no {owner!r} here for {k!r}; there are {sorted(owners)}")
+        if not hasattr(owners[owner], name):
+            kind = type(owners[owner]).__name__
+            raise AttributeError(f"plan: {owner!r} ({kind}) has no {name!r} to schedule")
+        setattr(owners[owner], name, v)
+    return values
 
-# %% ../nbs/14_schedules.ipynb #1563b4d9
+# %% ../nbs/14_schedules.ipynb #92c6ab30
+def _plot_schedule(ax, name, schedule, n):
+    "One curve over `n` steps, in at most 400 points."
+    steps = sorted({round(i*n/400) for i in range(401)}) if n > 400 else range(n+1)
+    rounded = name.endswith(WHOLE)
+    values = [round(schedule(i)) if rounded else schedule(i) for i in steps]
+    ax.plot(steps, values, drawstyle="steps-post" if rounded else "default")
+    ax.set(title=name, xlabel="student step")
+    ax.title.set_fontsize(9)
+
+# %% ../nbs/14_schedules.ipynb #1239aa8a
 def plot_schedules(
-    plan, # a Plan, a Schedule, or a dict of schedules
+    plan:Plan|Schedule|dict, # or a dict of schedules
     n_steps:int|None=None, # how far to draw; None: a little past the longest end
-):
-    "One small curve a knob over the steps; returns the figure."
+) -> object: # the figure
+    "One small curve a knob over the steps."
     import matplotlib.pyplot as plt
     d = plan.schedules if isinstance(plan, Plan) else plan if isinstance(plan, dict) else {plan.name: plan}
     d = {k: as_schedule(v) for k,v in d.items()}
     n = n_steps or round(1.15*max([s.n_steps or 0 for s in d.values()] + [20]))
-    steps = sorted({round(i*n/400) for i in range(401)}) if n > 400 else range(n+1)
-    n_cols, n_rows = min(3, len(d)), -(-len(d)//3)
-    fig, axes = plt.subplots(
-        n_rows, n_cols, figsize=(3.2 * n_cols, 2 * n_rows), layout="constrained", squeeze=False
-    )
+    shape = -(-len(d)//3), min(3, len(d))
+    size = 3.2*shape[1], 2*shape[0]
+    fig, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
     for ax in axes.flat[len(d):]: ax.remove()
-    for ax,(k,s) in zip(axes.flat, d.items()):
-        rounded = k.endswith(WHOLE)
-        ax.plot(
-            steps,
-            [round(s(i)) if rounded else s(i) for i in steps],
-            drawstyle="steps-post" if rounded else "default",
-        )
-        ax.set(title=k, xlabel="student step")
-        ax.title.set_fontsize(9)
+    for ax,(k,s) in zip(axes.flat, d.items()): _plot_schedule(ax, k, s, n)
     return fig
 
-# %% ../nbs/14_schedules.ipynb #5e745670
+# %% ../nbs/14_schedules.ipynb #827421fa
+def _rise(lambda_mi, ramp, n_warm, n_ramp):
+    "`lambda_mi` is zero during the warm-up, then rises."
+    if ramp not in RAMPS: raise ValueError(f"ramp: expected one of {list(RAMPS)}, got {ramp!r}")
+    low = lambda_mi/100 if ramp == "exponential" else 0.
+    return constant(0.) if lambda_mi == 0 else warmup(n_warm, RAMPS[ramp](low, lambda_mi, n_ramp))
+
+# %% ../nbs/14_schedules.ipynb #82971c6a
 def student_plan(
     n_steps:int=1000, # length of the run
     lambda_mi:float=.1, # final weight of the MI term
@@ -232,69 +239,57 @@ def student_plan(
     energy_lr:tuple=(1e-4,1e-4), # energy network's learning rate at the start and at the end
 ) -> Plan:
     """A plan with warm-up, a ramp of `lambda_mi`, and chain, step size and learning rates moving from start
-    to end.
+    to end. Raises `ValueError` for an unknown ramp.
     """
-    if ramp not in RAMPS: raise ValueError(f"ramp: expected one of {list(RAMPS)}, got {ramp!r}")
     n_warm, n_ramp = round(warm*n_steps), max(1, round(ramp_share*n_steps))
-    low = lambda_mi/100 if ramp == "exponential" else 0.
-    mi = constant(0.) if lambda_mi == 0 else warmup(n_warm, RAMPS[ramp](low, lambda_mi, n_ramp))
-    return Plan(
-        {
-            "vem.lambda_mi": mi,
-            "vem.n_steps": linear(*chain, n_steps),
-            "vem.step_size": exponential(*step_size, n_steps),
-            "vem.lr": exponential(*energy_lr, n_steps),
-            "vem.energy_steps": warmup(n_warm, energy_steps, before=energy_steps_warm),
-            "student.lr": cosine(*lr, n_steps),
-        }
-    )
+    return Plan({
+        "vem.lambda_mi": _rise(lambda_mi, ramp, n_warm, n_ramp),
+        "vem.n_steps": linear(*chain, n_steps),
+        "vem.step_size": exponential(*step_size, n_steps),
+        "vem.lr": exponential(*energy_lr, n_steps),
+        "vem.energy_steps": warmup(n_warm, energy_steps, before=energy_steps_warm),
+        "student.lr": cosine(*lr, n_steps),
+    })
 
-# %% ../nbs/14_schedules.ipynb #533782f6
-def draw_plan(n_steps=1000, lambda_mi=.1, warm=.2, ramp="cosine", ramp_share=.3, chain_start=10, chain_end=10, step_start=100., step_end=100., energy_steps=1, energy_steps_warm=1, lr_start=2e-3, lr_end=2e-4):
-    "Draw `student_plan` for these numbers and print the call; returns the figure."
+# %% ../nbs/14_schedules.ipynb #2818df38
+def _text(v):
+    "A value as one writes it in code."
+    if isinstance(v, tuple): return "(" + ", ".join(map(_text, v)) + ")"
+    return repr(v) if isinstance(v, str) else f"{v:.4g}"
+
+# %% ../nbs/14_schedules.ipynb #afceaa44
+def draw_plan(
+    n_steps:int=1000, # this and the next four as in `student_plan`
+    lambda_mi:float=.1, # weight
+    warm:float=.2, # share
+    ramp:str="cosine", # kind
+    ramp_share:float=.3, # share
+    chain_start:int=10, # chain length
+    chain_end:int=10, # chain length
+    step_start:float=100., # chain step size
+    step_end:float=100., # chain step size
+    energy_steps:int=1, # after the warm-up
+    energy_steps_warm:int=1, # during the warm-up
+    lr_start:float=2e-3, # student's learning rate
+    lr_end:float=2e-4, # student's learning rate
+) -> object: # the figure
+    "Draw `student_plan` for these numbers and print the call."
     args = dict(
-        n_steps=n_steps,
-        lambda_mi=lambda_mi,
-        warm=warm,
-        ramp=ramp,
-        ramp_share=ramp_share,
-        chain=(chain_start, chain_end),
-        step_size=(step_start, step_end),
-        energy_steps=energy_steps,
-        energy_steps_warm=energy_steps_warm,
-        lr=(lr_start, lr_end),
+        n_steps=n_steps, lambda_mi=lambda_mi, warm=warm, ramp=ramp, ramp_share=ramp_share,
+        chain=(chain_start, chain_end), step_size=(step_start, step_end), energy_steps=energy_steps,
+        energy_steps_warm=energy_steps_warm, lr=(lr_start, lr_end),
     )
-    fig = plot_schedules(student_plan(**args), n_steps)
-    text = lambda v: (
-        "(" + ", ".join(map(text, v)) + ")"
-        if isinstance(v, tuple)
-        else repr(v)
-        if isinstance(v, str)
-        else f"{v:.4g}"
-    )
-    print("student_plan(" + ", ".join(f"{k}={text(v)}" for k,v in args.items()) + ")")
-    return fig
+    print("student_plan(" + ", ".join(f"{k}={_text(v)}" for k,v in args.items()) + ")")
+    return plot_schedules(student_plan(**args), n_steps)
 
-# %% ../nbs/14_schedules.ipynb #aa65df7a
-def schedule_designer():
+# %% ../nbs/14_schedules.ipynb #7297c0d9
+def schedule_designer() -> Callable:
     "Sliders over `draw_plan`; needs the `explore` extra."
     slider = require("ipywidgets", "explore").FloatLogSlider
-    rates = {
-        k: slider(v, min=-5, max=-1, readout_format=".1e", description=k)
-        for k, v in (("lr_start", 2e-3), ("lr_end", 2e-4))
-    }
+    rate = lambda k, v: slider(v, min=-5, max=-1, readout_format=".1e", description=k)
     return explore(
-        draw_plan,
-        n_steps=(100, 5000, 100),
-        lambda_mi=(0, 1.0, 0.01),
-        warm=(0, 0.9, 0.05),
-        ramp=list(RAMPS),
-        ramp_share=(0.05, 1.0, 0.05),
-        chain_start=(1, 50),
-        chain_end=(1, 50),
-        step_start=(1.0, 200.0),
-        step_end=(1.0, 200.0),
-        energy_steps=(0, 5),
-        energy_steps_warm=(0, 5),
-        **rates,
+        draw_plan, n_steps=(100,5000,100), lambda_mi=(0,1.,.01), warm=(0,.9,.05), ramp=list(RAMPS),
+        ramp_share=(.05,1.,.05), chain_start=(1,50), chain_end=(1,50), step_start=(1.,200.),
+        step_end=(1.,200.), energy_steps=(0,5), energy_steps_warm=(0,5),
+        lr_start=rate("lr_start", 2e-3), lr_end=rate("lr_end", 2e-4),
     )
