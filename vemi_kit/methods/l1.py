@@ -8,12 +8,13 @@ __all__ = ['L1', 'L2', 'Truth']
 # %% ../../nbs/54_methods.l1.ipynb #68732ca9
 from .base import Method
 
-# %% ../../nbs/54_methods.l1.ipynb #691c6ef8
+# %% ../../nbs/54_methods.l1.ipynb #a1f7dc54
 class L1(Method):
     "Mean absolute difference to the teacher's picture."
     name = "l1"
     def loss(self, batch, t, s, features=None): return (s-t).abs().mean(), {}
 
+# %% ../../nbs/54_methods.l1.ipynb #384007f3
 class L2(Method):
     "Mean squared difference to the teacher's picture."
     name = "l2"
