@@ -52,8 +52,8 @@ FRONT = dict(
 
 # %% ../nbs/06___init__.ipynb #6bfd709f
 _all_ = [
-    "distill", "Distiller", "Objective", "VEM", "TiltedVEM", "certify_pairs", "shrink", "prune", "TeacherCache",
-    "count_macs", "latency", "FrechetDistance", "Enhancer", "save_nets", "load_nets",
+    "distill", "Distiller", "Objective", "VEM", "TiltedVEM", "certify_pairs", "shrink", "prune",
+    "TeacherCache", "count_macs", "latency", "FrechetDistance", "Enhancer", "save_nets", "load_nets",
 ]
 
 # %% ../nbs/06___init__.ipynb #a7bc6fd6

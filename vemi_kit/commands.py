@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ERRORS', 'add_options', 'safe_streams', 'exit_code', 'command_line', 'command']
 
-# %% ../nbs/05_commands.ipynb #70f0e602
+# %% ../nbs/05_commands.ipynb #498b2f09
 import argparse, functools, inspect, shlex, sys, types, typing
+from collections.abc import Callable
 from contextvars import ContextVar
 from fastcore.docments import docments
 
@@ -31,10 +32,10 @@ def _add(parser, p, help):
     if p.default is not None: help = f"{help} (default: {p.default})"
     option(default=p.default, help=help, **_kind(p.annotation))
 
-# %% ../nbs/05_commands.ipynb #7ee1e369
+# %% ../nbs/05_commands.ipynb #1cb51e97
 def add_options(
     parser:argparse.ArgumentParser, # gains the options
-    function, # its parameters become options, its docments their help
+    function:Callable, # its parameters become options, its docments their help
 ) -> argparse.ArgumentParser: # the same parser
     """Options from a function, `_` in a name becoming `-`. A parameter without a default is a position, or
     behind a `*` an option that must be given; one with a default is an option, or before a `/` a position
@@ -54,10 +55,10 @@ def safe_streams():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
 
-# %% ../nbs/05_commands.ipynb #96815054
+# %% ../nbs/05_commands.ipynb #91c348f4
 def exit_code(
     name:str, # of the command, in front of its errors
-    run, # the work: a function without arguments; what it returns is the exit code, None is 0
+    run:Callable, # the work: a function without arguments; what it returns is the exit code, None is 0
 ) -> int: # 0 done, 1 an error told in one line, 130 interrupted
     "Do the work and turn how it ended into an exit code. A `KeyboardInterrupt` may bring a message."
     safe_streams()
@@ -81,16 +82,17 @@ def _call(function, args):
     first = [n for n,p in inspect.signature(function).parameters.items() if p.kind == p.POSITIONAL_ONLY]
     return function(*[args.pop(n) for n in first], **args)
 
-# %% ../nbs/05_commands.ipynb #f2869b24
+# %% ../nbs/05_commands.ipynb #4f5fa167
 def command(
-    function=None, # the work; its docstring is the description
+    function:Callable|None=None, # the work; its docstring is the description
     **subcommands, # or functions by the word that chooses them, with `name` and `description` of the whole
 ):
     """Make a console command: `command(argv)` parses the arguments (None: those of the command line), does
     the work and returns the exit code; wrong usage ends with `SystemExit(2)`, as `argparse` does.
     """
     name, text = subcommands.pop("name", None), subcommands.pop("description", None)
-    if function is None and not subcommands: raise TypeError("command: give a function, or subcommands by name")
+    if function is None and not subcommands:
+        raise TypeError("command: give a function, or subcommands by name")
     name, text = name or function.__name__, text or inspect.getdoc(function)
     parser = argparse.ArgumentParser(name, description=text)
     if function is not None: add_options(parser, function).set_defaults(_work=function)
@@ -105,7 +107,6 @@ def command(
     run.__name__, run.__doc__, run.parser, run.function = name, text, parser, function
     return run
 
-# %% ../nbs/05_commands.ipynb #4de9bec5
 def _add_subcommands(parser, functions):
     sub = parser.add_subparsers(required=True, metavar="{" + ",".join(functions) + "}")
     for word,f in functions.items():

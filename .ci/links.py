@@ -1,0 +1,41 @@
+"""Write the "you are here" line of every notebook: the rooms before and after, those it builds on, the map."""
+import hashlib, json, re
+from pathlib import Path
+
+nbs = Path(__file__).resolve().parent.parent/"nbs"
+HERE = "You are here: "
+
+
+def source(cell): return "".join(cell["source"])
+
+
+def module(notebook):
+    "Name of the module that a notebook exports, without the package; None without one."
+    found = re.search(r"#\|\s*default_exp\s+(\S+)", "\n".join(source(c) for c in notebook["cells"]))
+    return found and found.group(1)
+
+
+def imported(notebook):
+    "Modules of the kit that the exported cells import."
+    exported = [source(c) for c in notebook["cells"] if source(c).startswith("#| export")]
+    return re.findall(r"^\s*from vemi_kit\.([\w.]+) import", "\n".join(exported), re.M)
+
+
+def line(name, names, rooms):
+    "The line of one notebook."
+    link = lambda n: f"[{n}]({n}.ipynb)"
+    at = names.index(name)
+    way = [f"before it {link(n)}" for n in names[:at][-1:]] + [f"after it {link(n)}" for n in names[at+1:][:1]]
+    below = list(dict.fromkeys(rooms[m] for m in imported(books[name]) if m in rooms))
+    on = f" It builds on {', '.join(map(link, sorted(below)))}." if below and name != "99_all" else ""
+    return f"{HERE}**{name}**, {', '.join(way)}; [the map](index.ipynb) shows all rooms.{on}"
+
+
+books = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(nbs.glob("[0-9]*.ipynb"))}
+rooms = {module(b): n for n,b in books.items()}
+for name,book in books.items():
+    text = line(name, list(books), rooms)
+    cells = [c for c in book["cells"] if not (c["cell_type"] == "markdown" and source(c).startswith(HERE))]
+    here = dict(cell_type="markdown", id=hashlib.sha1(name.encode()).hexdigest()[:8], metadata={}, source=[text])
+    book["cells"] = cells[:1] + [here] + cells[1:]
+    (nbs/f"{name}.ipynb").write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
