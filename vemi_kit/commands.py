@@ -13,9 +13,10 @@ from fastcore.docments import docments
 
 # %% ../nbs/05_commands.ipynb #3723cf24
 def _kind(anno) -> dict:
-    "What `argparse` is told of an annotation: `type`, and for a `Literal` its `choices`."
+    "What `argparse` is told of an annotation; `Literal` gives `choices`, `list[int]` several values."
     if isinstance(anno, types.UnionType): anno = typing.get_args(anno)[0]
     if typing.get_origin(anno) is typing.Literal: return dict(choices=typing.get_args(anno))
+    if typing.get_origin(anno) is list: return dict(_kind(typing.get_args(anno)[0]), nargs="+")
     return dict(type=anno if anno in (int, float) else str)
 
 # %% ../nbs/05_commands.ipynb #ac829504
@@ -24,7 +25,9 @@ def _add(parser, p, help):
     flag, help, none = "--" + p.name.replace("_", "-"), help.replace("%", "%%"), p.default is p.empty
     option = functools.partial(parser.add_argument, flag, dest=p.name)
     if p.kind == p.POSITIONAL_ONLY and not none:
-        return parser.add_argument(p.name, nargs="?", default=p.default, help=help, **_kind(p.annotation))
+        kind = _kind(p.annotation)
+        kind["nargs"] = "*" if "nargs" in kind else "?"
+        return parser.add_argument(p.name, default=p.default, help=help, **kind)
     if none and p.kind != p.KEYWORD_ONLY: return parser.add_argument(p.name, help=help, **_kind(p.annotation))
     if none: return option(required=True, help=help, **_kind(p.annotation))
     if isinstance(p.default, bool): return option(action="store_true", help=help)
@@ -39,7 +42,8 @@ def add_options(
 ) -> argparse.ArgumentParser: # the same parser
     """Options from a function, `_` in a name becoming `-`. A parameter without a default is a position, or
     behind a `*` an option that must be given; one with a default is an option, or before a `/` a position
-    that may be left out. `False` makes a switch, `()` an option that may be repeated.
+    that may be left out. `False` makes a switch, `()` an option that may be repeated; `list[int]` takes
+    several values.
     """
     told = docments(function, returns=False)
     for name,p in inspect.signature(function, eval_str=True).parameters.items():
