@@ -5,120 +5,150 @@
 # %% auto #0
 __all__ = ['DEPTHS', 'with_width', 'Budget', 'shrink']
 
-# %% ../nbs/36_students.ipynb #b88a8321
+# %% ../nbs/36_students.ipynb #4c86b57c
 import torch
+from collections.abc import Callable
+from fastcore.all import patch
 from torch import nn
 from .core import seeded
 from .costs import count_macs, count_params
 from .timing import latency
 
-# %% ../nbs/36_students.ipynb #5a93b186
-DEPTHS = ("n_blocks", "n_downs", "n_layers")      # what the families call their depth
-
-# %% ../nbs/36_students.ipynb #e445f5eb
-def with_width(
-    teacher:nn.Module, # a network with `config` (constructor arguments, `width` among them)
-    width:int|None=None, # channels of the new one; None: the teacher's
-    depth:int|None=None, # blocks or levels of the new one; None: the teacher's
-    **other, # further arguments of its class that shall differ
-) -> nn.Module:
-    """A fresh network of the teacher's class with another width or depth; initialised by the global
-    generator. `TypeError` or `ValueError` where the class has none.
-    """
-    name, config = type(teacher).__name__, getattr(teacher, "config", None)
+# %% ../nbs/36_students.ipynb #f1475336
+def _family_config(net):
+    "The arguments that built a network; `TypeError` or `ValueError` if they do not describe it."
+    name, config = type(net).__name__, getattr(net, "config", None)
     if not config or "width" not in config:
         raise TypeError(f"{name} has no config with a 'width'; networks of vemi_kit.zoo have")
-    if getattr(teacher, "pruned", False):
+    if getattr(net, "pruned", False):
         raise ValueError(
             f"this {name} was pruned, so its config no longer describes it; shrink the "
             f"network that it came from"
         )
-    width = config["width"] if width is None else width
-    if width < 1: raise ValueError(f"width >= 1 expected, got {width}")
-    config = {**config, "width": width, **other}
-    if depth is not None:
-        key = next((k for k in DEPTHS if k in config), None)
-        if key is None:
-            raise ValueError(
-                f"{name} has no number of blocks to set ({', '.join(DEPTHS)}), so "
-                f"depth={depth} means nothing to it; leave depth out"
-            )
-        if depth < 1: raise ValueError(f"depth >= 1 expected, got {depth}")
-        config[key] = depth
+    return dict(config)
+
+# %% ../nbs/36_students.ipynb #0f3e32b1
+DEPTHS = ("n_blocks", "n_downs", "n_layers")      # what the families call their depth
+
+def _depth_key(config, name, depth):
+    "What this family calls its depth; `ValueError` if it has none, or the depth is below 1."
+    key = next((k for k in DEPTHS if k in config), None)
+    if key is None:
+        raise ValueError(
+            f"{name} has no number of blocks to set ({', '.join(DEPTHS)}), so "
+            f"depth={depth} means nothing to it; leave depth out"
+        )
+    if depth < 1: raise ValueError(f"depth >= 1 expected, got {depth}")
+    return key
+
+# %% ../nbs/36_students.ipynb #ccc78f34
+def with_width(
+    teacher:nn.Module, # a network with `config` (constructor arguments, `width` among them)
+    width:int|None=None, # channels of the new one; None: the teacher's
+    depth:int|None=None, # blocks or levels of the new one; None: the teacher's
+    **other:object, # further arguments of its class that differ
+) -> nn.Module:
+    """A fresh network of the teacher's class with another width or depth; initialised by the global
+    generator. `TypeError` or `ValueError` where the class has none.
+    """
+    config = _family_config(teacher)
+    config["width"] = config["width"] if width is None else width
+    if config["width"] < 1: raise ValueError(f"width >= 1 expected, got {width}")
+    config.update(other)
+    if depth is not None: config[_depth_key(config, type(teacher).__name__, depth)] = depth
     return type(teacher)(**config)
 
-# %% ../nbs/36_students.ipynb #f4192cbd
+# %% ../nbs/36_students.ipynb #4916c2c0
 class Budget:
     "Limits on what a network may cost, and the largest network that keeps them all."
     def __init__(self,
         name:str, # how messages call the caller
         teacher:nn.Module, # what `macs_ratio` refers to
-        # example input (b, ...): MACs are counted for its first item, time is measured for all of it
-        sample:torch.Tensor|None,
+        sample:torch.Tensor|None, # example input (b, ...); MACs count its first item, time takes all of it
         macs:float|None=None, # most MACs a sample
-        macs_ratio:float|None=None, # at least so many times fewer than the teacher's
+        macs_ratio:float|None=None, # how many times fewer MACs than the teacher, at least
         params:float|None=None, # most parameters
         latency_ms:float|None=None, # most milliseconds a forward pass of `sample`
     ):
         self.name, self.sample, self.seen = name, sample, {}
-        self.limits = {
-            k: v
-            for k, v in dict(macs=macs, macs_ratio=macs_ratio, params=params, latency_ms=latency_ms).items()
-            if v is not None
-        }
+        # latency comes last: it is the most expensive to check
+        limits = dict(macs=macs, macs_ratio=macs_ratio, params=params, latency_ms=latency_ms)
+        self.limits = {k: v for k,v in limits.items() if v is not None}
         for k,v in self.limits.items():
-            if v <= 0: raise ValueError(f"{name}: {k} must be positive, got {v}")
+            if not v > 0: raise ValueError(f"{name}: {k} must be positive, got {v}")
             if k != "params" and sample is None:
                 raise ValueError(f"{name}: a budget of {k} needs sample=, an example input (1, ...)")
         if macs_ratio is not None: self.limits["macs_ratio"] = self.cost("macs", teacher)/macs_ratio
 
-    def cost(self, kind, net):
-        if kind == "params": return count_params(net)
-        if kind == "latency_ms": return latency(net, self.sample, seconds=.2).ms
-        return count_macs(net, self.sample[:1].to(next(net.parameters()).device))
+# %% ../nbs/36_students.ipynb #aa85a855
+@patch
+def cost(self:Budget,
+    kind:str, # "params", "latency_ms", or another for MACs
+    net:nn.Module, # on any device
+) -> float: # parameters, milliseconds or MACs a sample
+    "What `net` costs."
+    if kind == "params": return count_params(net)
+    if kind == "latency_ms": return latency(net, self.sample, seconds=.2).ms
+    return count_macs(net, self.sample[:1].to(next(net.parameters()).device))
 
-    def broken(self, i, build, timed=True):
-        """{constraint: cost} of the limits that the network of size `i` breaks; with `timed=False` the clock
-        runs only for a network whose counts are fine.
-        """
-        costs, bad = self.seen.setdefault(i, {}), {}
-        for k,limit in self.limits.items():                                  # latency comes last
-            if k == "latency_ms" and bad and not timed: continue
-            if k not in costs:
-                costs[k] = self.cost(k, build(i, self.sample.device if k == "latency_ms" else "meta"))
-            if costs[k] > limit: bad[k] = costs[k]
-        return bad
+# %% ../nbs/36_students.ipynb #39102e31
+@patch
+def broken(self:Budget,
+    size:int, # of a network
+    build:Callable, # build(size, device) gives the network
+    timed:bool=True, # False: measure time only if all counts are fine
+) -> dict: # {constraint: cost}
+    "The limits that the network of this size breaks, with what it costs. Costs are remembered by size."
+    costs, bad = self.seen.setdefault(size, {}), {}
+    for k,limit in self.limits.items():
+        if k == "latency_ms" and bad and not timed: continue
+        if k not in costs:
+            costs[k] = self.cost(k, build(size, self.sample.device if k == "latency_ms" else "meta"))
+        if not costs[k] <= limit: bad[k] = costs[k]
+    return bad
 
-    def largest(self,
-        lo:int, # smallest size
-        hi:int, # largest size
-        build, # build(size, device) gives the network
-        smallest:str, # how messages call the smallest one
-    ) -> dict: # size, binding (the limits that the next size would break), asked (the limits), costs (of this size)
-        "The largest size within all limits; `ValueError` if the smallest breaks one."
-        bad = self.broken(lo, build)
-        unit = lambda k: {"params": "parameters", "latency_ms": "ms"}.get(k, "MACs")
-        if bad:
-            raise ValueError(
-                f"{self.name}: "
-                + "; ".join(
-                    f"{self.limits[k]:,.6g} {unit(k)} asked for, but {smallest} already costs {v:,.6g}"
-                    for k, v in bad.items()
-                )
-            )
-        top = hi
-        if not self.broken(hi, build, timed=False): lo = hi                  # nothing has to be given up
-        while lo < hi:
-            mid = (lo+hi+1)//2
-            lo, hi = (lo, mid-1) if self.broken(mid, build, timed=False) else (mid, hi)
-        return dict(
-            size=lo,
-            binding=[] if lo == top else list(self.broken(lo + 1, build)),
-            asked=dict(self.limits),
-            costs=dict(self.seen[lo]),
+# %% ../nbs/36_students.ipynb #b739e203
+def _too_costly(budget, bad, smallest):
+    "The error when even the smallest network breaks a limit."
+    unit = lambda k: {"params": "parameters", "latency_ms": "ms"}.get(k, "MACs")
+    text = "; ".join(
+        f"{budget.limits[k]:,.6g} {unit(k)} asked for, but {smallest} already costs {v:,.6g}"
+        for k,v in bad.items()
+    )
+    return ValueError(f"{budget.name}: {text}")
+
+# %% ../nbs/36_students.ipynb #6eb7f00f
+@patch
+def largest(self:Budget,
+    lo:int, # smallest size
+    hi:int, # largest size
+    build:Callable, # build(size, device) gives the network
+    smallest:str, # how messages call the smallest one
+) -> dict: # size, binding (limits that the next size would break), asked (the limits), costs (of this size)
+    "The largest size within all limits, by bisection; `ValueError` if the smallest breaks one."
+    bad, top = self.broken(lo, build), hi
+    if bad: raise _too_costly(self, bad, smallest)
+    if not self.broken(hi, build, timed=False): lo = hi                  # nothing has to be given up
+    while lo < hi:
+        mid = (lo+hi+1)//2
+        lo, hi = (lo, mid-1) if self.broken(mid, build, timed=False) else (mid, hi)
+    binding = [] if lo == top else list(self.broken(lo+1, build))
+    return dict(size=lo, binding=binding, asked=dict(self.limits), costs=dict(self.seen[lo]))
+
+# %% ../nbs/36_students.ipynb #c25e8042
+def _check_wanted(width, depth, budgets):
+    "The budgets given; `ValueError` if there is nothing to go by, or too much."
+    given = [k for k,v in budgets.items() if v is not None]
+    if not given and width is None and depth is None:
+        raise ValueError(f"shrink: give a width, a depth or a budget ({', '.join(budgets)}); got none")
+    if width is not None and given:
+        raise ValueError(
+            f"shrink: width={width} leaves nothing to find for a budget of {', '.join(given)}; "
+            f"give one or the other"
         )
+    return given
 
-# %% ../nbs/36_students.ipynb #dbc943c8
+# %% ../nbs/36_students.ipynb #6bce8ab5
 def shrink(
     teacher:nn.Module, # a network of the zoo
     width:int|None=None, # the student's width, in place of a budget
@@ -126,8 +156,7 @@ def shrink(
     macs_ratio:float|None=None, # how many times fewer MACs than the teacher it must have
     sample:torch.Tensor|None=None, # example input (1, ...), needed for budgets of MACs or time
     params:float|None=None, # the most parameters that it may have
-    # the most milliseconds that a forward pass of `sample` may take, measured here
-    latency_ms:float|None=None,
+    latency_ms:float|None=None, # the most milliseconds that a forward pass of `sample` may take here
     depth:int|None=None, # its number of blocks or levels, in families that have one; None: the teacher's
 ) -> nn.Module:
     """A fresh student of the teacher's family: of this width, or the widest one within all budgets given.
@@ -137,19 +166,11 @@ def shrink(
     fits). Raises `ValueError` if even width 1 is too costly.
     """
     budgets = dict(macs=macs, macs_ratio=macs_ratio, params=params, latency_ms=latency_ms)
-    given = [k for k,v in budgets.items() if v is not None]
-    if not given and width is None and depth is None:
-        raise ValueError(f"shrink: give a width, a depth or a budget ({', '.join(budgets)}); got none")
-    if width is not None and given:
-        raise ValueError(
-            f"shrink: width={width} leaves nothing to find for a budget of {', '.join(given)}; "
-            f"give one or the other"
-        )
-    if not given: return with_width(teacher, width, depth)
+    if not _check_wanted(width, depth, budgets): return with_width(teacher, width, depth)
     def build(w, device):
         # probing draws no number that the run could miss
         with seeded(): return with_width(teacher, w, depth).to(device)
-    # a family without a depth says so before anything is counted
+    # a family without a depth is an error before anything is counted
     build(1, "meta")
     found = Budget("shrink", teacher, sample, **budgets).largest(1, teacher.config["width"], build, "width 1")
     student = with_width(teacher, found["size"], depth)
