@@ -10,23 +10,21 @@ from vemi_kit.enhance.files import JOURNAL
 from vemi_kit.enhance.command import vemi_enhance
 from vemi_kit.zoo.restorers import SRResNet
 
-COMMAND = [
-    sys.executable,
-    "-c",
-    "import sys; from vemi_kit.enhance import vemi_enhance; sys.exit(vemi_enhance())",
-]
+CODE = "import sys; from vemi_kit.enhance.command import vemi_enhance; sys.exit(vemi_enhance())"
+COMMAND = [sys.executable, "-c", CODE]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run(cwd, *args):
-    return subprocess.run(
-        [*COMMAND, *map(str, args), "--device", "cpu"],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=ENV,
-    )
+    "The command in a process of its own, to its end."
+    args = [*COMMAND, *map(str, args), "--device", "cpu"]
+    return subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=300, env=ENV)
+
+
+def start(cwd, *args):
+    "The command in a process of its own, running."
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*COMMAND, *map(str, args), "--device", "cpu"], cwd=cwd, env=ENV, **pipes)
 
 
 @pytest.fixture
@@ -35,10 +33,8 @@ def here(tmp_path, monkeypatch, capsys):
     threads = torch.get_num_threads()
     monkeypatch.chdir(tmp_path)
     def call(*args):
-        code, said = (
-            vemi_enhance([str(a) for a in args] + ["--device", "cpu", "--threads", "1"]),
-            capsys.readouterr(),
-        )
+        code = vemi_enhance([str(a) for a in args] + ["--device", "cpu", "--threads", "1"])
+        said = capsys.readouterr()
         return subprocess.CompletedProcess(args, code, said.out, said.err)
     yield call
     torch.set_num_threads(threads)
@@ -55,9 +51,7 @@ def pictures(folder, n, h=40, w=48):
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     set_seed(0)
-    return save_restorer(
-        tmp_path_factory.mktemp("student") / "s.safetensors", Restorer(SRResNet(4, 1, 2), "x2")
-    )
+    return save_restorer(tmp_path_factory.mktemp("student")/"s.safetensors", Restorer(SRResNet(4, 1, 2), "x2"))
 
 
 def test_installed_command_with_the_student_that_ships(tmp_path):
@@ -65,21 +59,11 @@ def test_installed_command_with_the_student_that_ships(tmp_path):
     (tmp_path/"x2").mkdir()                        # a folder called like the student: of a training run, say
     exe = shutil.which("vemi_enhance", path=os.path.dirname(sys.executable)) or shutil.which("vemi_enhance")
     assert exe, "console command not installed"
-    r = subprocess.run(
-        [exe, "apply", "in", "--out", "out", "--device", "cpu"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=ENV,
-    )
+    args = [exe, "apply", "in", "--out", "out", "--device", "cpu"]
+    r = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENV)
     assert r.returncode == 0, r.stderr
-    # a progress bar
-    assert (
-        Image.open(tmp_path / "out/00.png").size == (96, 80)
-        and "1 written" in r.stdout
-        and "picture/s" in r.stderr
-    )
+    assert Image.open(tmp_path/"out/00.png").size == (96, 80) and "1 written" in r.stdout
+    assert "picture/s" in r.stderr                                                  # a progress bar
 
 
 def test_folder_of_all_kinds_one_bad_file_and_again(tmp_path, student, here):
@@ -93,12 +77,8 @@ def test_folder_of_all_kinds_one_bad_file_and_again(tmp_path, student, here):
     (src/"broken.png").write_bytes((src/"grey.png").read_bytes()[:80])
     (src/"notes.txt").write_text("no picture")
     r = run(tmp_path, "apply", student, "in", "--out", "out")
-    assert (
-        r.returncode == 1
-        and "6 written, 0 already there, 1 failed" in r.stdout
-        and "broken.png" in r.stdout
-        and "Traceback" not in r.stderr
-    )
+    assert r.returncode == 1 and "6 written, 0 already there, 1 failed" in r.stdout
+    assert "broken.png" in r.stdout and "Traceback" not in r.stderr
     assert {p.relative_to(out).as_posix(): Image.open(p).mode for p in out.rglob("*.png")} == {
         "deep/er/00.png": "RGB",
         "deep/er/01.png": "RGB",
@@ -107,22 +87,15 @@ def test_folder_of_all_kinds_one_bad_file_and_again(tmp_path, student, here):
         "photo.png": "RGB",
         "bits.png": "I;16",
     }
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+    when = lambda: {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+    before = when()
     (src/"broken.png").unlink()
     r = here("apply", student, "in", "--out", "out")
-    assert (
-        r.returncode == 0
-        and "0 written, 6 already there" in r.stdout
-        and before == {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
-    )
+    assert r.returncode == 0 and "0 written, 6 already there" in r.stdout and before == when()
     # now these pictures could be anybody's
     (out/JOURNAL).unlink()
     r = here("apply", student, "in", "--out", "out")
-    assert (
-        r.returncode == 1
-        and "would be replaced" in r.stderr
-        and before == {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
-    )
+    assert r.returncode == 1 and "would be replaced" in r.stderr and before == when()
     r = here("apply", student, "in", "--out", "out", "--overwrite")
     assert r.returncode == 0 and "6 written" in r.stdout
 
@@ -131,14 +104,7 @@ def test_folder_of_all_kinds_one_bad_file_and_again(tmp_path, student, here):
 def test_interrupted_apply_goes_on(tmp_path, student, here, wait_for, sig, code):
     "Whatever stops it, no half file stands under a good name, and the same command finishes the rest."
     pictures(tmp_path/"in", 40, 120, 160)
-    p = subprocess.Popen(
-        [*COMMAND, "apply", student, "in", "--out", "out", "--device", "cpu"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENV,
-    )
+    p = start(tmp_path, "apply", student, "in", "--out", "out")
     out = tmp_path/"out"
     wait_for(lambda: len(list(out.glob("*.png"))) >= 3, p)
     p.send_signal(sig)
@@ -155,42 +121,17 @@ def test_interrupted_apply_goes_on(tmp_path, student, here, wait_for, sig, code)
     assert len(list(out.glob("*.png"))) == 40 and not list(out.glob("*.part"))
 
 
-ARGS = [
-    "train",
-    "in",
-    "--out",
-    "rep",
-    "--teacher-width",
-    "4",
-    "--teacher-depth",
-    "1",
-    "--teacher-steps",
-    "30",
-    "--steps",
-    "70",
-    "--width",
-    "2",
-    "--crop",
-    "8",
-    "--batch-size",
-    "2",
-    "--methods",
-    "l1+truth+vem",
-]
+ARGS = (
+    "train in --out rep --teacher-width 4 --teacher-depth 1 --teacher-steps 30 --steps 70 --width 2 --crop 8 "
+    "--batch-size 2 --methods l1+truth+vem"
+).split()
 
 
 def test_training_interrupted_resumed_and_applied(tmp_path, here, wait_for):
     pictures(tmp_path/"in", 6)
     whole = here(*["whole" if a == "rep" else a for a in ARGS])
     assert whole.returncode == 0, whole.stderr
-    p = subprocess.Popen(
-        [*COMMAND, *ARGS, "--device", "cpu", "--threads", "1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENV,
-    )
+    p = start(tmp_path, *ARGS, "--threads", "1")
     history = tmp_path/"rep/student/history.jsonl"
     wait_for(lambda: history.exists() and history.read_text().count("\n") >= 2, p)
     p.send_signal(signal.SIGINT)
@@ -206,25 +147,24 @@ def test_training_interrupted_resumed_and_applied(tmp_path, here, wait_for):
     # as if it had never been interrupted
     assert all(torch.equal(a[k], b[k]) for k in a)
     report = json.loads((tmp_path/"rep/report.json").read_text())
-    assert (
-        set(report["means"]) == {"bicubic", "teacher", "student"}
-        and "PSNR Y" in (tmp_path / "rep/report.md").read_text()
-    )
+    assert set(report["means"]) == {"bicubic", "teacher", "student"}
+    assert "PSNR Y" in (tmp_path/"rep/report.md").read_text()
     r = here("apply", "rep/student.safetensors", "in/00.png", "--out", "out")
     assert r.returncode == 0 and Image.open(tmp_path/"out/00.png").size == (96, 80)
 
 
 @pytest.mark.parametrize("args, message", [
-    (["train", "empty", "--out", "o"], "holds no image"), (["train", "in", "--out", "o", "--task", "x7"], "2, 3 or 4"), (["train", "in", "--out", "o", "--crop", "100"], "lower the crop size"),
-    (["train", "in", "--out", "o", "--task", "x3", "--teacher", "{student}", "--crop", "8"], "enlarges 2 times"), (["apply", "none.safetensors", "in", "--out", "o"], "no student file"),
-    (["apply", "{student}", "empty", "--out", "o"], "holds no image"), (["apply", "{student}", "in", "--out", "in"], "folder of the pictures itself")])
+    ("train empty --out o", "holds no image"),
+    ("train in --out o --task x7", "2, 3 or 4"),
+    ("train in --out o --crop 100", "lower the crop size"),
+    ("train in --out o --task x3 --teacher {student} --crop 8", "enlarges 2 times"),
+    ("apply none.safetensors in --out o", "no student file"),
+    ("apply {student} empty --out o", "holds no image"),
+    ("apply {student} in --out in", "folder of the pictures itself"),
+])
 def test_bad_arguments(tmp_path, student, here, args, message):
     (tmp_path/"empty").mkdir()
     pictures(tmp_path/"in", 2)
-    r = here(*[a.format(student=student) for a in args])
-    assert (
-        r.returncode == 1
-        and message in r.stderr
-        and "Traceback" not in r.stderr
-        and not (tmp_path / "o").exists()
-    )
+    r = here(*args.format(student=student).split())
+    assert r.returncode == 1 and message in r.stderr and "Traceback" not in r.stderr
+    assert not (tmp_path/"o").exists()

@@ -6,7 +6,7 @@
 __all__ = ['ERRORS', 'add_options', 'safe_streams', 'exit_code', 'command_line', 'command']
 
 # %% ../nbs/05_commands.ipynb #498b2f09
-import argparse, functools, inspect, shlex, sys, types, typing
+import argparse, functools, inspect, re, shlex, sys, types, typing
 from collections.abc import Callable
 from contextvars import ContextVar
 from fastcore.docments import docments
@@ -22,7 +22,7 @@ def _kind(anno) -> dict:
 # %% ../nbs/05_commands.ipynb #ac829504
 def _add(parser, p, help):
     "Add one parameter of a function: a position, a switch, an option, or one that may be repeated."
-    flag, help, none = "--" + p.name.replace("_", "-"), help.replace("%", "%%"), p.default is p.empty
+    flag, help, none = "--" + p.name.replace("_", "-"), help.replace("%", "%%"), p.default in (p.empty, ...)
     option = functools.partial(parser.add_argument, flag, dest=p.name)
     if p.kind == p.POSITIONAL_ONLY and not none:
         kind = _kind(p.annotation)
@@ -35,6 +35,16 @@ def _add(parser, p, help):
     if p.default is not None: help = f"{help} (default: {p.default})"
     option(default=p.default, help=help, **_kind(p.annotation))
 
+# %% ../nbs/05_commands.ipynb #c0mments
+def _comments(function):
+    "The comment beside each parameter; `docments` leaves out those before a `/`."
+    told = docments(function, returns=False)
+    for name,p in inspect.signature(function).parameters.items():
+        if p.kind != p.POSITIONAL_ONLY: continue
+        m = re.search(rf"^ *{name}\b.*?# *(.*)$", inspect.getsource(function), re.M)
+        told[name] = m and m[1]
+    return told
+
 # %% ../nbs/05_commands.ipynb #1cb51e97
 def add_options(
     parser:argparse.ArgumentParser, # gains the options
@@ -42,10 +52,10 @@ def add_options(
 ) -> argparse.ArgumentParser: # the same parser
     """Options from a function, `_` in a name becoming `-`. A parameter without a default is a position, or
     behind a `*` an option that must be given; one with a default is an option, or before a `/` a position
-    that may be left out. `False` makes a switch, `()` an option that may be repeated; `list[int]` takes
-    several values.
+    that may be left out (`...`: one that must be given, though one before it need not). `False` makes a
+    switch, `()` an option that may be repeated; `list[int]` takes several values.
     """
-    told = docments(function, returns=False)
+    told = _comments(function)
     for name,p in inspect.signature(function, eval_str=True).parameters.items():
         _add(parser, p, told.get(name) or "")
     return parser
