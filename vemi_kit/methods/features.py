@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['FeatureMethod', 'Features']
 
-# %% ../../nbs/56_methods.features.ipynb #8b098bff
+# %% ../../nbs/56_methods.features.ipynb #7e1c9512
 import torch.nn.functional as F
+from collections.abc import Iterable
+from fastcore.all import patch
 from .base import Method
 from .taps import FeatureAdaptors, match_layers
 
-# %% ../../nbs/56_methods.features.ipynb #93edf1f3
+# %% ../../nbs/56_methods.features.ipynb #dfd02cf9
 class FeatureMethod(Method):
-    """A method on features: a subclass defines `distance(layer, ft, fs) -> scalar`, for features `(b, c, h,
-    w)` of a pair of layers; the loss is the sum over pairs. With `translated`, adaptors bring the student's
+    """A method on features: a subclass defines `distance(layer, ft, fs) -> scalar`, for features of a pair of
+    layers, (b, c, h, w) each; the loss is the sum over pairs. With `translated`, adaptors bring the student's
     to the teacher's channels and train with the student.
     """
     translated, inside = False, True
     def __init__(self,
         weight:float=1., # factor in the sum
-        # names that both networks have, or {teacher's: student's}; None: all stages that both have; `""` is
-        # the whole network
-        layers=None,
+        layers:Iterable|dict|None=None, # names, or {teacher's: student's}; None: all that fit; "": the whole
         lr_scale:float=1., # learning rate of what trains with the student, relative to the student's
         adaptor:str="conv", # for methods that translate, one of `ADAPTORS`
     ):
@@ -34,37 +34,35 @@ class FeatureMethod(Method):
         if self.translated:
             self.adaptors = FeatureAdaptors(teacher, student, found, self.adaptor).to(s.device)
 
-    def pairs(self, features):
-        "{teacher's layer: (its features, the student's)}; `RuntimeError` if the loop has not listened."
-        if not features:
-            raise RuntimeError(
-                f"{self.name}: no features; the loop must listen to `objective.layers` and "
-                f"pass features={{'teacher': {{...}}, 'student': {{...}}}}, as Distiller "
-                f"does"
-            )
-        t, s = features["teacher"], features["student"]
-        return (
-            self.adaptors.translate(t, s)
-            if self.translated
-            else {k: (t[k], s[n]) for k, n in self.layers.items()}
-        )
+    def distance(self, layer, ft, fs):
+        raise TypeError(f"{type(self).__name__} must define distance(layer, ft, fs)")
 
     def loss(self, batch, t, s, features=None):
         terms = {k: self.distance(k, ft.detach(), fs) for k,(ft,fs) in self.pairs(features).items()}
-        return sum(terms.values()), {k.replace(".", "/"): v.item() for k, v in terms.items()} if len(
-            terms
-        ) > 1 else {}
+        figures = {k.replace(".","/"): v.item() for k,v in terms.items()} if len(terms) > 1 else {}
+        return sum(terms.values()), figures
 
-    def distance(self, layer, ft, fs):
-        raise TypeError(f"{type(self).__name__} must define distance(layer, ft, fs)")
     def student_parameters(self):
         ps = list(self.parameters())
         return [dict(params=ps, lr_scale=self.lr_scale)] if ps else []
 
-# %% ../../nbs/56_methods.features.ipynb #2a9a943f
+# %% ../../nbs/56_methods.features.ipynb #efa26492
+@patch
+def pairs(self:FeatureMethod,
+    features:dict|None, # {"teacher": {layer: tensor}, "student": {layer: tensor}}, as the loop heard them
+) -> dict: # {teacher's layer: (its features, the student's)}
+    "Features that belong together, translated if need be; `RuntimeError` if the loop has not listened."
+    if not features:
+        raise RuntimeError(
+            f"{self.name}: no features; the loop must listen to `objective.layers` and pass "
+            f"features={{'teacher': {{...}}, 'student': {{...}}}}, as Distiller does"
+        )
+    t, s = features["teacher"], features["student"]
+    if self.translated: return self.adaptors.translate(t, s)
+    return {k: (t[k], s[n]) for k,n in self.layers.items()}
+
+# %% ../../nbs/56_methods.features.ipynb #9eb34e1a
 class Features(FeatureMethod):
-    """Mean squared difference of features, the student's through 1x1 adaptors (GAN Compression, arXiv
-    2003.08936).
-    """
+    "Mean squared difference, the student's through 1x1 adaptors (GAN Compression, arXiv 2003.08936)."
     name, translated = "features", True
     def distance(self, layer, ft, fs): return F.mse_loss(fs, ft)
