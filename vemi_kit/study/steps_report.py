@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BARE', 'LOOPS', 'LABELS', 'timed_loops', 'iteration_table', 'chain_table', 'share_table', 'format_steps',
-           'plot_steps', 'plot_chain']
+           'plot_steps', 'plot_discrepancy']
 
 # %% ../../nbs/86_study.steps_report.ipynb #5daece2e
 import math
@@ -109,8 +109,8 @@ def plot_steps(
     ax.legend(fontsize=7, ncols=5, loc="upper left")
     return ax
 
-# %% ../../nbs/86_study.steps_report.ipynb #ef5343b1
-def plot_chain(
+# %% ../../nbs/86_study.steps_report.ipynb #17df25cb
+def plot_discrepancy(
     c:dict, # an entry of the part "chain"
 ):
     "MMD² to a 200-step chain against steps, a point for each way of sampling; returns the axis."
