@@ -28,8 +28,10 @@ from .vem import *
 from .zoo.dcgan import *
 from .zoo.translators import *
 from .zoo.restorers import *
+from .zoo.stylegan2_layers import *
 from .zoo.stylegan2 import *
 from .zoo.stylegan2_training import *
+from .zoo.weights import *
 from .zoo.table import *
 from .students import *
 from .pruning import *

@@ -20,8 +20,8 @@ from ..data.batches import Batches, Latents
 from ..zoo.dcgan import SNDiscriminator, SNGenerator, digits_teacher, train_gan
 from ..zoo.translators import PatchGAN, ResNetGenerator, UNetGenerator
 from ..zoo.restorers import SRResNet
-from ..zoo.stylegan2 import StyleGAN2Generator
-from ..zoo.stylegan2_training import StyleGAN2Discriminator, train_stylegan2
+from ..zoo.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from ..zoo.stylegan2_training import train_stylegan2
 from ..students import shrink, with_width
 from ..methods.base import Objective, formula_terms, known_methods
 from ..callbacks import Clock, History
