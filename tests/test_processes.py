@@ -23,41 +23,63 @@ from vemi_kit.zoo.dcgan import SNDiscriminator
 class Net(nn.Module):
     def __init__(self, w, norm=nn.Identity):
         super().__init__()
-        self.start, self.middle = nn.Sequential(nn.Linear(8, 16*w), nn.Unflatten(1, (w, 4, 4)), norm(w), nn.ReLU()), nn.Sequential(nn.Conv2d(w, w, 3, padding=1), nn.ReLU())
+        self.start = nn.Sequential(nn.Linear(8, 16*w), nn.Unflatten(1, (w, 4, 4)), norm(w), nn.ReLU())
+        self.middle = nn.Sequential(nn.Conv2d(w, w, 3, padding=1), nn.ReLU())
         self.end = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(w, 1, 3, padding=1), nn.Tanh())
     def forward(self, z): return self.end(self.middle(self.start(z)))
 
-METHODS = dict(                                              # the first three see pictures or features one by one: a divided batch is an undivided one
+def omgd():
+    teachers = {"wide": Net(8, nn.BatchNorm2d), "deep": Net(4)}
+    real = Batches(digits(8)[0], 8)
+    return [OMGD(SNDiscriminator(8, 1, 4), teachers, real=real, loss="hinge", reconstruction=0.)]
+
+# the first three see pictures or features one by one: a divided batch is an undivided one
+METHODS = dict(
     plain=lambda: [L2(), VID(init=0.)],
     vem=lambda: [L2(), VID(init=0.), VEMethod(noise_std=0.)],
     features=lambda: [Features(), VIDFeatures()],
-    crd=lambda: [L2(), CRD(memory=8)],                       # contrast and batch norm see what else is in the batch
-    omgd=lambda: [OMGD(SNDiscriminator(8, 1, 4), {"wide": Net(8, nn.BatchNorm2d), "deep": Net(4)}, real=Batches(digits(8)[0], 8), loss="hinge", reconstruction=0.)])
+    # contrast and batch norm see what else is in the batch
+    crd=lambda: [L2(), CRD(memory=8)],
+    omgd=omgd,
+)
 
-class Wish(Callback):
-    "The last process, and it alone, is asked to stop after its second step; the first is slow to write its last checkpoint."
+class StopLast(Callback):
+    "The last process alone is asked to stop after its step 2; the first writes its last checkpoint slowly."
     everywhere = True
-    def after_step(self, figures): self.run.stop = self.run.step == 2 and process_index() == self.run.accelerator.num_processes-1
+    def after_step(self, figures):
+        self.run.stop = self.run.step == 2 and process_index() == self.run.accelerator.num_processes-1
     def after_fit(self, status): time.sleep(2*self.run.is_main)
 
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
+
 def go(kind, *callbacks, resume=None, name=None):
-    out = root/(name or kind); out.mkdir(exist_ok=True)
-    set_seed(0); teacher, student = Net(16), Net(4, nn.BatchNorm2d if kind == "omgd" else nn.Identity)
-    run = Distiller(teacher, student, METHODS[kind](), Latents(8, 16), n_steps=6, device="cpu", callbacks=[*callbacks, Checkpoint(out/"run.pt"), History(out/"history.jsonl")], log_every=1)
+    out = root/(name or kind)
+    out.mkdir(exist_ok=True)
+    set_seed(0)
+    teacher, student = Net(16), Net(4, nn.BatchNorm2d if kind == "omgd" else nn.Identity)
+    cbs = [*callbacks, Checkpoint(out/"run.pt"), History(out/"history.jsonl")]
+    kw = dict(n_steps=6, device="cpu", callbacks=cbs, log_every=1)
+    run = Distiller(teacher, student, METHODS[kind](), Latents(8, 16), **kw)
     messages, send = [], torch.distributed.all_reduce
-    def count(x, *args, **kw): messages.append(x.numel()); return send(x, *args, **kw)
+    def count(x, *args, **kw):
+        messages.append(x.numel())
+        return send(x, *args, **kw)
     torch.distributed.all_reduce = count
     try: run.fit(resume)
     except KeyboardInterrupt: pass
     finally: torch.distributed.all_reduce = send
     own = run.objective.methods
-    buffers = [] if kind == "crd" else own.buffers()         # its memory holds each process's own pictures
-    state = [*student.parameters(), *student.buffers(), *own.parameters(), *buffers]      # energy, variances, adaptors, embeddings, online teachers and critics, too
-    torch.save(dict(state=[p.detach() for p in state], step=run.step, messages=len(messages)), out/f"end_{process_index()}.pt")
+    # energy, variances, adaptors, embeddings, online teachers and critics, too; but crd's memory holds each
+    # process's own pictures
+    buffers = [] if kind == "crd" else own.buffers()
+    state = [*student.parameters(), *student.buffers(), *own.parameters(), *buffers]
+    end = dict(state=[p.detach() for p in state], step=run.step, messages=len(messages))
+    torch.save(end, out/f"end_{process_index()}.pt")
+
 for kind in METHODS: go(kind)
-go("plain", Wish(), name="stopped"); go("plain", resume=root/"stopped/run.pt", name="resumed")
+go("plain", StopLast(), name="stopped")
+go("plain", resume=root/"stopped/run.pt", name="resumed")
 """
 
 
@@ -65,12 +87,8 @@ def launch(folder, n):
     out = folder/f"processes_{n}"
     out.mkdir()
     (folder/"script.py").write_text(SCRIPT)
-    cmd = [
-        sys.executable,
-        *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)] if n > 1 else []),
-        str(folder / "script.py"),
-        str(out),
-    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)] if n > 1 else []
+    cmd = [sys.executable, *launcher, str(folder/"script.py"), str(out)]
     r = subprocess.run(cmd, capture_output=True, text=True, timeout=600)
     assert r.returncode == 0, r.stderr
     return out
@@ -81,10 +99,8 @@ def ends(tmp_path_factory):
     "ends(n, kind): what each of n processes held at the end of a run, and its folder."
     folder = tmp_path_factory.mktemp("processes")
     outs = {n: launch(folder, n) for n in (1, 2)}
-    return lambda n, kind: (
-        [torch.load(outs[n] / kind / f"end_{i}.pt", weights_only=True) for i in range(n)],
-        outs[n] / kind,
-    )
+    read = lambda path: torch.load(path, weights_only=True)
+    return lambda n, kind: ([read(outs[n]/kind/f"end_{i}.pt") for i in range(n)], outs[n]/kind)
 
 
 @pytest.mark.parametrize("kind", ["plain", "vem", "features", "crd", "omgd"])
@@ -101,17 +117,14 @@ def test_two_processes_equal_one(ends, kind):
     assert len((out/"history.jsonl").read_text().splitlines()) == 6
 
 
-def test_a_wish_to_stop_travels_with_the_gradients(ends):
+def test_a_request_to_stop_travels_with_the_gradients(ends):
     """One process is asked to stop after step 2: both leave together a step later, no message was sent for
     it, and the run goes on to where the others ended.
     """
     (one,), _ = ends(1, "stopped")
     (a, b), out = ends(2, "stopped")
-    assert (
-        (one["step"], a["step"], b["step"]) == (2, 3, 3)
-        and a["messages"] == b["messages"] == 3
-        and one["messages"] == 0
-    )
+    assert (one["step"], a["step"], b["step"]) == (2, 3, 3)
+    assert a["messages"] == b["messages"] == 3 and one["messages"] == 0
     for n in (1, 2):
-        for x, y in zip(ends(n, "plain")[0][-1]["state"], ends(n, "resumed")[0][-1]["state"]):
-            assert torch.equal(x, y)
+        whole, resumed = (ends(n, kind)[0][-1]["state"] for kind in ("plain", "resumed"))
+        for x, y in zip(whole, resumed): assert torch.equal(x, y)

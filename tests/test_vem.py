@@ -70,7 +70,7 @@ def test_the_energy_stays_with_its_chain_while_the_student_moves(name):
         progress=False,
         log_every=1,
     )
-    rows, d = r[History].rows, r._forward(teacher, r._batch(0))[0].numel()
+    rows, d = r[History].rows, r.pictures(teacher, r.batch(0))[0].numel()
     mean = lambda k, part: sum(x[k] for x in part)/len(part)
     early, late = rows[:10], rows[-10:]
     assert mean("vem", late) < mean("vem", early) and abs(mean("vem/gap", late)) / d < 0.3, (
@@ -80,10 +80,10 @@ def test_the_energy_stays_with_its_chain_while_the_student_moves(name):
     assert .2 < mean("vem/acceptance", late) < .95
     with torch.no_grad():
         batch = data.batch(10_000)
-        t = r._forward(teacher, batch)
+        t = r.pictures(teacher, batch)
         set_seed(0)
         fresh = make()[1]
-        far, near = ((r._forward(net, batch)-t).abs().mean().item() for net in (fresh, student))
+        far, near = ((r.pictures(net, batch)-t).abs().mean().item() for net in (fresh, student))
     assert near < .8*far
 
 

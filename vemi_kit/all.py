@@ -11,6 +11,7 @@ from .files import *
 from .processes import *
 from .show import *
 from .commands import *
+from .runs import *
 from .data.pictures import *
 from .data.fields import *
 from .data.folders import *
@@ -28,10 +29,8 @@ from .vem import *
 from .zoo.dcgan import *
 from .zoo.translators import *
 from .zoo.restorers import *
-from .zoo.stylegan2_layers import *
 from .zoo.stylegan2 import *
 from .zoo.stylegan2_training import *
-from .zoo.weights import *
 from .zoo.table import *
 from .students import *
 from .pruning import *
@@ -71,7 +70,6 @@ from .enhance.files import *
 from .enhance.command import *
 from .study.loops import *
 from .study.chain_quality import *
-from .study.steps_report import *
 from .study.steps import *
 from .study.judge import *
 from .study.workloads import *
