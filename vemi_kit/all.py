@@ -33,6 +33,7 @@ from .zoo.stylegan2 import *
 from .zoo.stylegan2_training import *
 from .zoo.table import *
 from .students import *
+from .channels import *
 from .pruning import *
 from .nats.tasks import *
 from .nats.energies import *
