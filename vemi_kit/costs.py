@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['count_params', 'LayerCost', 'LayerCosts', 'layer_costs', 'count_macs']
 
-# %% ../nbs/15_costs.ipynb #8cd2c8f6
+# %% ../nbs/15_costs.ipynb #8bf8d7af
 import math
 import torch
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from fastcore.all import patch
 from .core import frozen
@@ -23,39 +24,33 @@ def count_params(
     "Number of learned parameters, biases included; a shared one counts once."
     return sum(p.numel() for p in net.parameters())
 
-# %% ../nbs/15_costs.ipynb #db21926d
+# %% ../nbs/15_costs.ipynb #6899a3f4
 _FREE = set("""
-    sum mean prod amax amin max min aminmax argmax argmin any all norm var std var_mean std_mean
-    logsumexp cumsum cumprod cummax cummin logcumsumexp linalg_vector_norm sort topk kthvalue median
-    count_nonzero
-    _softmax _safe_softmax _log_softmax softmax log_softmax
-    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
-    _batch_norm_with_update _batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm_elemt
-    native_layer_norm native_group_norm _fused_rms_norm _weight_norm_interface renorm
-    relu6 hardswish hardtanh mish silu glu prelu _prelu_kernel rrelu_with_noise threshold dropout
-    native_dropout _thnn_fused_lstm_cell _thnn_fused_gru_cell
+    sum mean prod amax amin max min aminmax argmax argmin any all norm var std var_mean std_mean logsumexp
+    cumsum cumprod cummax cummin logcumsumexp linalg_vector_norm sort topk kthvalue median count_nonzero
+    _softmax _safe_softmax _log_softmax softmax log_softmax native_batch_norm _native_batch_norm_legit
+    _native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update cudnn_batch_norm
+    miopen_batch_norm batch_norm_elemt native_layer_norm native_group_norm _fused_rms_norm
+    _weight_norm_interface renorm relu6 hardswish hardtanh mish silu glu prelu _prelu_kernel
+    rrelu_with_noise threshold dropout native_dropout _thnn_fused_lstm_cell _thnn_fused_gru_cell
     avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
     adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices
     mkldnn_max_pool2d max_pool2d max_unpool2d max_unpool3d fractional_max_pool2d fractional_max_pool3d
     upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
-    _upsample_nearest_exact2d _upsample_nearest_exact3d
-    upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa
-    constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
-    replication_pad2d replication_pad3d
-    cat stack repeat roll flip tril triu im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle
-    native_channel_shuffle _reshape_copy _unsafe_view split_with_sizes_copy
-    unsafe_split unsafe_split_with_sizes unsafe_chunk resize set _reshape_alias repeat_interleave
-    block_diag
-    index index_select index_put _unsafe_index _unsafe_index_put _unsafe_masked_index gather scatter
-    scatter_add scatter_reduce index_add index_copy index_fill masked_select masked_scatter masked_fill
-    take embedding
-    nonzero unique_dim _unique2 searchsorted bucketize bincount histc one_hot _pack_padded_sequence
-    copy _to_copy clone contiguous fill zero lift lift_fresh lift_fresh_copy detach empty empty_strided
-    zeros ones full arange linspace logspace eye scalar_tensor tril_indices triu_indices
-    empty_like zeros_like ones_like full_like new_empty new_empty_strided new_zeros new_ones new_full
-    rand randn randint randperm rand_like randn_like randint_like normal uniform bernoulli multinomial
-    exponential random normal_functional
+    _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d
+    upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
+    _upsample_lanczos2d_aa constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d cat stack repeat roll flip tril triu im2col
+    col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle _reshape_copy _unsafe_view
+    split_with_sizes_copy unsafe_split unsafe_split_with_sizes unsafe_chunk resize set _reshape_alias
+    repeat_interleave block_diag index index_select index_put _unsafe_index _unsafe_index_put
+    _unsafe_masked_index gather scatter scatter_add scatter_reduce index_add index_copy index_fill
+    masked_select masked_scatter masked_fill take embedding nonzero unique_dim _unique2 searchsorted
+    bucketize bincount histc one_hot _pack_padded_sequence copy _to_copy clone contiguous fill zero lift
+    lift_fresh lift_fresh_copy detach empty empty_strided zeros ones full arange linspace logspace eye
+    scalar_tensor tril_indices triu_indices empty_like zeros_like ones_like full_like new_empty
+    new_empty_strided new_zeros new_ones new_full rand randn randint randperm rand_like randn_like
+    randint_like normal uniform bernoulli multinomial exponential random normal_functional
     _local_scalar_dense item equal is_same_size _assert_async _assert_scalar _assert_tensor_metadata
     sym_size sym_numel sym_stride isfinite isnan
 """.split())
@@ -89,26 +84,38 @@ def _counted(op, args, kw, out, convention):
     if name in ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm"):
         return flop_registry[op._overloadpacket](*args, **kw, out_val=out)//2
 
-# %% ../nbs/15_costs.ipynb #3f6907ad
+# %% ../nbs/15_costs.ipynb #10c87d37
 class _Counter(TorchDispatchMode):
     "While active: MACs, calls and output shape by module name."
     def __init__(self, net, convention, ignore):
         super().__init__()
-        self.net, self.convention, self.ignore, self.stack = net, convention, set(ignore), []
+        self.net, self.convention, self.ignore, self.stack, self.fed = net, convention, set(ignore), [], []
         self.macs, self.calls, self.shape, self.ignored = {}, {}, {}, set()
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = op(*args, **kwargs)
-        if not self.on_weights(): self._book(op, args, kwargs, out)
+        if not self._on_weights(args, kwargs, out): self._book(op, args, kwargs, out)
         return out
 
-# %% ../nbs/15_costs.ipynb #0a3bbc1f
-@patch
-def on_weights(self:_Counter):
-    "Is this operator computing a weight from weights?"
-    return any(isinstance(m, nn.utils.parametrize.ParametrizationList) for _,m in self.stack)
+# %% ../nbs/15_costs.ipynb #cf8e9edf
+def _memory(values):
+    "(place in memory, tensor) of all tensors within; views share a place."
+    found = [t for t in tree_leaves(values) if torch.is_tensor(t)]
+    return [(t.untyped_storage()._cdata if t.layout == torch.strided else id(t), t) for t in found]
 
+# %% ../nbs/15_costs.ipynb #da559ad6
+@patch
+def _on_weights(self:_Counter, args, kwargs, out):
+    "Does this operator make a weight from weights: in a parametrization, or in a hook before the forward?"
+    if any(isinstance(m, nn.utils.parametrize.ParametrizationList) for _,m in self.stack): return True
+    if not self.fed: return False
+    if not any(place in self.fed[-1] for place,_ in _memory((args, kwargs))): return True
+    # made from the layer's input, so it is the layer's work
+    self.fed[-1].update(_memory(out))
+    return False
+
+# %% ../nbs/15_costs.ipynb #3e0324e6
 @patch
 def _book(self:_Counter, op, args, kwargs, out):
     "Add one call to the layer that made it; raises `NotImplementedError` for an operator without a rule."
@@ -121,7 +128,7 @@ def _book(self:_Counter, op, args, kwargs, out):
     name = self.stack[-1][0] if self.stack else ""
     self.macs[name] = self.macs.get(name, 0) + n
 
-# %% ../nbs/15_costs.ipynb #2c7714c6
+# %% ../nbs/15_costs.ipynb #29978f9e
 @patch
 def _unknown(self:_Counter, op):
     "The message for an operator without a rule."
@@ -132,11 +139,13 @@ def _unknown(self:_Counter, op):
         f"nothing, or replace the layer"
     )
 
-# %% ../nbs/15_costs.ipynb #0b20f977
+# %% ../nbs/15_costs.ipynb #9465a467
 @patch
-def _enter(self:_Counter, name, m):
-    "A module's forward begins."
+def _enter(self:_Counter, name, m, args, kwargs):
+    "A module is called: its own hooks come first, then its forward."
     self.stack.append((name, m))
+    # what its hooks are fed with; kept alive, so that nothing else takes its place
+    self.fed.append(dict(_memory((args, kwargs))))
     self.calls[name] = self.calls.get(name, 0) + 1
 
 @patch
@@ -147,18 +156,21 @@ def _leave(self:_Counter, name, out):
     first = next((o for o in outs if torch.is_tensor(o)), None)
     if first is not None: self.shape[name] = tuple(first.shape)
 
-# %% ../nbs/15_costs.ipynb #faf905a5
+# %% ../nbs/15_costs.ipynb #9a0fd046
 @patch
 def hooks(self:_Counter):
     "Hook every module; a scripted one takes no hooks, so its operators are booked on what calls it."
     res = []
     for n,m in self.net.named_modules():
         if isinstance(m, torch.jit.ScriptModule): continue
-        res.append(m.register_forward_pre_hook(lambda m,x,n=n: self._enter(n, m), prepend=True))
+        def enter(m, x, kw, n=n): self._enter(n, m, x, kw)
+        def begin(m, x, kw): self.fed.pop()
+        res.append(m.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+        res.append(m.register_forward_pre_hook(begin, with_kwargs=True))
         res.append(m.register_forward_hook(lambda m,x,y,n=n: self._leave(n, y)))
     return res
 
-# %% ../nbs/15_costs.ipynb #65add968
+# %% ../nbs/15_costs.ipynb #0c8e02b9
 @contextmanager
 def _no_fused_kernels(net):
     "The transformer's fast path, and for recurrent layers oneDNN and cuDNN, are off within the block."
@@ -172,7 +184,7 @@ def _no_fused_kernels(net):
             yield
     finally: torch.backends.mha.set_fastpath_enabled(fast)
 
-# %% ../nbs/15_costs.ipynb #1a93bc93
+# %% ../nbs/15_costs.ipynb #66ef2000
 @patch
 @contextmanager
 def listen(self:_Counter):
@@ -183,12 +195,10 @@ def listen(self:_Counter):
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/15_costs.ipynb #4fa8ad57
+# %% ../nbs/15_costs.ipynb #057e502d
 @dataclass(frozen=True)
 class LayerCost:
-    """One module's own share (without its children): parameters, MACs of all its calls, shape of its last
-    output (`None`: never called as a module).
-    """
+    "One module's own share, without its children; `shape` is of its last output, None if it was not called."
     name:str
     kind:str
     params:int
@@ -196,9 +206,9 @@ class LayerCost:
     shape:tuple|None
     calls:int
 
-# %% ../nbs/15_costs.ipynb #a3423232
+# %% ../nbs/15_costs.ipynb #f7ff1631
 class LayerCosts:
-    "MACs and parameters layer by layer; prints as a table, `costs[name]` is one `LayerCost`."
+    "Costs by layer, `macs` and `params` of all; prints as a table, `costs[name]` is one `LayerCost`."
     def __init__(self,
         rows:list, # of `LayerCost`, in the order of `named_modules`
         convention:str, # of transposed convolutions
@@ -208,16 +218,12 @@ class LayerCosts:
     def __str__(self): return self.table()
     def _repr_markdown_(self): return self.table()
 
-# %% ../nbs/15_costs.ipynb #d5c62f1e
+# %% ../nbs/15_costs.ipynb #2a81cded
 @patch(as_prop=True)
-def macs(self:LayerCosts) -> int:
-    "MACs of the whole batch."
-    return sum(r.macs for r in self.rows)
+def macs(self:LayerCosts) -> int: return sum(r.macs for r in self.rows)
 
 @patch(as_prop=True)
-def params(self:LayerCosts) -> int:
-    "Number of parameters."
-    return sum(r.params for r in self.rows)
+def params(self:LayerCosts) -> int: return sum(r.params for r in self.rows)
 
 @patch
 def tree(self:LayerCosts) -> dict:
@@ -226,7 +232,7 @@ def tree(self:LayerCosts) -> dict:
     total = {r.name: sum(o.macs for o in self.rows if inside(o, r)) for r in self.rows}
     return {n: m for n,m in total.items() if m}
 
-# %% ../nbs/15_costs.ipynb #6cc49b18
+# %% ../nbs/15_costs.ipynb #59dad228
 @patch
 def table(self:LayerCosts) -> str: # markdown
     "A table of the layers that hold parameters or cost MACs."
@@ -241,7 +247,7 @@ def table(self:LayerCosts) -> str: # markdown
     head = ["| layer | type | parameters | MACs | output |", "|---|---|---:|---:|---|"]
     return "\n".join(head + [f"| {n} | {k} | {p:,} | {m:,} | {s} |" for n,k,p,m,s in rows])
 
-# %% ../nbs/15_costs.ipynb #77d8a297
+# %% ../nbs/15_costs.ipynb #f870d27b
 def _params_by_layer(net):
     "Parameters of each module without its children; those of a parametrized weight belong to its layer."
     res = {}
@@ -251,18 +257,18 @@ def _params_by_layer(net):
         res[owner] = res.get(owner, 0) + p.numel()
     return res
 
-# %% ../nbs/15_costs.ipynb #e0a4d046
+# %% ../nbs/15_costs.ipynb #113d635e
 def layer_costs(
     net:nn.Module, # any module, on any device: "meta" counts without computing
     *inputs:torch.Tensor, # one example batch; MACs are those of the whole batch
     convention:str="input", # transposed convolutions at their "input" or "output" resolution
     ignore:tuple=(), # operators to accept as free, e.g. ("aten.grid_sampler_2d",)
 ) -> LayerCosts:
-    """Count one forward pass layer by layer, in evaluation mode. Raises `NotImplementedError` naming
-    operator and layer for an operator without a rule.
-    """
-    if convention not in ("input","output"):
-        raise ValueError(f"convention: expected 'input' or 'output', got {convention!r}")
+    "One forward pass in evaluation mode; `NotImplementedError` names layer and operator without a rule."
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"layer_costs: expected a torch.nn.Module, got {type(net).__name__}")
+    known = convention in ("input","output")
+    if not known: raise ValueError(f"convention: expected 'input' or 'output', got {convention!r}")
     if isinstance(ignore, str):
         raise TypeError(f"ignore: expected a tuple of names, got {ignore!r}; write ({ignore!r},)")
     c = _Counter(net, convention, ignore)
@@ -273,7 +279,7 @@ def layer_costs(
         rows.append(LayerCost(n, type(m).__name__, own.get(n, 0), *seen))
     return LayerCosts(rows, convention, tuple(sorted(c.ignored)))
 
-# %% ../nbs/15_costs.ipynb #e8cbd647
+# %% ../nbs/15_costs.ipynb #21aa93b4
 def count_macs(
     net:nn.Module, # any module, on any device: "meta" counts without computing
     *inputs:torch.Tensor, # one example batch; divide by its length for a sample's MACs
