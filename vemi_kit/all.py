@@ -71,6 +71,7 @@ from .enhance.files import *
 from .enhance.command import *
 from .study.loops import *
 from .study.chain_quality import *
+from .study.steps_report import *
 from .study.steps import *
 from .study.judge import *
 from .study.workloads import *

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_available', 'default_device', 'check_finite',
-           'check_batch', 'check_range', 'check_images', 'DivergenceError', 'require', 'frozen']
+           'check_batch', 'check_range', 'check_images', 'check_number', 'check_alike', 'DivergenceError', 'require',
+           'frozen']
 
 # %% ../nbs/01_core.ipynb #eeb41599
-import hashlib, importlib, random
+import hashlib, importlib, math, numbers, random
 import numpy as np, torch
 from contextlib import contextmanager
 from torch import nn
@@ -152,6 +153,35 @@ def check_images(
             f"{name}: expected {h}x{w} pixels, got {x.shape[2]}x{x.shape[3]}; resize before this call"
         )
     return check_range(x, name, value_range) if value_range else x
+
+# %% ../nbs/01_core.ipynb #c0de0002
+def check_number(
+    x:object, # what was given
+    name:str, # how the message calls it, e.g. "latency: seconds"
+    low:float=-math.inf, # smallest value allowed
+    high:float=math.inf, # largest value allowed
+    whole:bool=False, # only integers
+) -> float: # x, unchanged
+    "Return `x` if it is a finite number from `low` to `high`; raises `TypeError` or `ValueError` otherwise."
+    kind = "a whole number" if whole else "a finite number"
+    ends = [f"{sign} {end:g}" for sign,end in ((">=", low), ("<=", high)) if math.isfinite(end)]
+    wanted = f"{kind} {' and '.join(ends)}".strip()
+    if isinstance(x, bool) or not isinstance(x, numbers.Integral if whole else numbers.Real):
+        raise TypeError(f"{name}: expected {wanted}, got {x!r}")
+    if math.isfinite(x) and low <= x <= high: return x
+    raise ValueError(f"{name}: expected {wanted}, got {x!r}")
+
+# %% ../nbs/01_core.ipynb #c0de0003
+def check_alike(
+    a:torch.Tensor, # any shape
+    b:torch.Tensor, # of the same shape
+    name:str, # how the message begins
+    names:tuple=("a","b"), # of the two
+):
+    "Raise `ValueError` unless both have the same shape: pairs are never broadcast."
+    if a.shape == b.shape: return
+    shapes = f"{names[0]} {tuple(a.shape)} and {names[1]} {tuple(b.shape)}"
+    raise ValueError(f"{name}: {shapes} should be pairs, of the same shape")
 
 # %% ../nbs/01_core.ipynb #9c269343
 class DivergenceError(FloatingPointError):

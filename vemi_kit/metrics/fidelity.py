@@ -34,7 +34,7 @@ _VGG = [s for c,n in _BLOCKS for s in [(c, 3, 1, 1)]*n + [(2, 2)]][:-1]
 # layers, those whose activations are compared, smallest side
 _LPIPS = dict(alex=(_ALEX, (1,4,7,9,11), 31), vgg=(_VGG, (3,8,15,22,29), 16))
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #4aa04463
+# %% ../../nbs/20_metrics.fidelity.ipynb #541967f8
 def _load_body(body, path, net):
     "Load torchvision's weights into the `features` part."
     if not Path(path).is_file():
@@ -46,6 +46,7 @@ def _load_body(body, path, net):
     except Exception as e:
         raise ValueError(f"LPIPS: {path} does not hold the weights of {net!r} ({str(e)[:200]})") from e
 
+# %% ../../nbs/20_metrics.fidelity.ipynb #c8195d0c
 def _channel_weights(net):
     "The learned weights of the channels, as torchmetrics ships them."
     file = Path(torchmetrics.__file__).parent/f"functional/image/lpips_models/{net}.pth"
@@ -53,7 +54,7 @@ def _channel_weights(net):
     lacks = f"this torchmetrics ({torchmetrics.__version__}) lacks {file.name}, the channels' weights"
     raise FileNotFoundError(f"LPIPS: {lacks}; install 1.4 or newer")
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #9546a2d2
+# %% ../../nbs/20_metrics.fidelity.ipynb #2cddea6d
 class LPIPS(nn.Module):
     """Learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924, version 0.1): 0 for equal pictures.
     Raises `FileNotFoundError` without the weights file, `ValueError` if it does not fit; downloads nothing.
@@ -74,7 +75,7 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor([.458,.448,.450]).view(3,1,1))
         self.eval().requires_grad_(False)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #f3c07171
+# %% ../../nbs/20_metrics.fidelity.ipynb #3fd7aeb3
 @patch
 def activations(self:LPIPS,
     x:torch.Tensor, # (n, 3, h, w) in [-1, 1]
@@ -86,7 +87,7 @@ def activations(self:LPIPS,
         if i in self.taps: res.append(x/(x.square().sum(1, keepdim=True).sqrt() + 1e-10))
     return res
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #10998113
+# %% ../../nbs/20_metrics.fidelity.ipynb #d90a042c
 @patch
 def forward(self:LPIPS,
     x:torch.Tensor, # (n, 3, h, w) in [-1, 1]
@@ -101,7 +102,7 @@ def forward(self:LPIPS,
     layers = enumerate(zip(self.activations(x), self.activations(y)))
     return sum(((a-b).square()*getattr(self, f"weight{i}")).sum(1).mean((1,2)) for i,(a,b) in layers)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #a54415c6
+# %% ../../nbs/20_metrics.fidelity.ipynb #0f6fc3ef
 def fidelity(
     t:torch.Tensor, # teacher pictures (n, c, h, w) in [-1, 1]
     s:torch.Tensor, # the student's for the same inputs
@@ -117,7 +118,7 @@ def fidelity(
     if lpips is not None: res["lpips"] = lpips(t, s).mean()
     return {k: v.item() for k,v in res.items()}
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #53cd28c3
+# %% ../../nbs/20_metrics.fidelity.ipynb #962f2036
 def luma(
     x:torch.Tensor, # (b, 3 or 1, h, w) in [-1, 1]
 ) -> torch.Tensor: # (b, 1, h, w)
@@ -126,13 +127,14 @@ def luma(
     if x.shape[1] == 1: return 255*v
     return 16 + (v*v.new_tensor([65.481,128.553,24.966]).view(3,1,1)).sum(1, keepdim=True)
 
+# %% ../../nbs/20_metrics.fidelity.ipynb #9da8480c
 def round8(
     x:torch.Tensor, # in [-1, 1]
 ) -> torch.Tensor:
     "The nearest values that an 8-bit file can hold."
     return ((x.clamp(-1,1)+1)*127.5).round()/127.5 - 1
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #66b2b292
+# %% ../../nbs/20_metrics.fidelity.ipynb #05f249c9
 def judge(
     restored:torch.Tensor, # (1, c, h, w) in [-1, 1]
     clean:torch.Tensor, # (1, c, h, w) in [-1, 1]
@@ -152,7 +154,7 @@ def judge(
     ssim = structural_similarity_index_measure(ya, yb, data_range=255.).item()
     return dict(psnr_y=psnr(ya, yb, 255), psnr=psnr(a, b, 2), ssim=ssim)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #7a33ceae
+# %% ../../nbs/20_metrics.fidelity.ipynb #6981696f
 def _cosines(n=8):
     "The orthonormal cosine transform of `n` points as a matrix."
     k, i = torch.arange(n, dtype=torch.float64)[:,None], torch.arange(n, dtype=torch.float64)
@@ -160,6 +162,7 @@ def _cosines(n=8):
     c[0] /= 2**.5
     return c
 
+# %% ../../nbs/20_metrics.fidelity.ipynb #56727654
 def patch_spectra(
     x:torch.Tensor, # (b, 3, h, w) in [-1, 1], sides multiples of 8
 ) -> torch.Tensor: # (b, 18), float64
@@ -171,7 +174,7 @@ def patch_spectra(
     bands = torch.stack([(p[:, band == d].mean(1) + 1).log() for d in range(15)], 1)
     return torch.cat([bands, x.double().mean((2,3))], 1)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #a1a59ff7
+# %% ../../nbs/20_metrics.fidelity.ipynb #a17d26e8
 def patches(
     x:torch.Tensor, # (1, c, h, w)
     size:int=32, # side
@@ -179,7 +182,7 @@ def patches(
     "All patches of a picture, side by side."
     return x.unfold(2, size, size).unfold(3, size, size).permute(0,2,3,1,4,5).flatten(0,2)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #a1afbe21
+# %% ../../nbs/20_metrics.fidelity.ipynb #4f2c61b3
 def align(
     net:nn.Module, # a restorer, with `config`
 ) -> int: # pixels

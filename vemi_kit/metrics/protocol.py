@@ -36,12 +36,13 @@ class Protocol:
         seen = f"{crop}{self.size}, {self.resize}, {self.extractor}, {settings}seed {self.seed}"
         return f"{self.metric} to {self.reference} ({sizes}, {seen}; key {self.key})"
 
-# %% ../../nbs/18_metrics.protocol.ipynb #1d8a95b8
+# %% ../../nbs/18_metrics.protocol.ipynb #52303695
 @patch(as_prop=True)
 def key(self:Protocol) -> str:
     "Twelve hexadecimal digits of a hash of all fields."
     return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
+# %% ../../nbs/18_metrics.protocol.ipynb #f4e36886
 @patch
 def check(self:Protocol,
     other:Protocol, # of another figure
@@ -55,7 +56,7 @@ def check(self:Protocol,
         advice = "Measure both alike, or use float(figure) and say so"
         raise ValueError(f"figures of different protocols cannot be compared; {odd}. {advice}")
 
-# %% ../../nbs/18_metrics.protocol.ipynb #359b52e2
+# %% ../../nbs/18_metrics.protocol.ipynb #3304374a
 @dataclass(frozen=True)
 class Figure:
     """A measured value with its protocol. `<`, `>` and `-` take a plain number or a figure of the same
@@ -77,7 +78,7 @@ class Figure:
         sd = "" if self.sd is None else f" ± {self.sd:.2g}" + (f" ({self.n} seeds)" if self.n > 1 else "")
         return f"{self.value:.4g}{sd}  {self.protocol}"
 
-# %% ../../nbs/18_metrics.protocol.ipynb #f358157f
+# %% ../../nbs/18_metrics.protocol.ipynb #229f04b3
 @patch
 def _other(self:Figure, other):
     "The value of a plain number or of a figure of the same protocol."
@@ -85,15 +86,17 @@ def _other(self:Figure, other):
     self.protocol.check(other.protocol)
     return other.value
 
+# %% ../../nbs/18_metrics.protocol.ipynb #05fd9bd7
 for _op in (operator.lt, operator.le, operator.gt, operator.ge):
     setattr(Figure, f"__{_op.__name__}__", lambda self, other, op=_op: op(self.value, self._other(other)))
 
-# %% ../../nbs/18_metrics.protocol.ipynb #445f69c5
+# %% ../../nbs/18_metrics.protocol.ipynb #44144aae
 @patch
 def to_json(self:Figure) -> str:
     "The figure and its protocol as JSON."
     return json.dumps(dict(asdict(self), key=self.protocol.key))
 
+# %% ../../nbs/18_metrics.protocol.ipynb #8de1024b
 @patch(cls_method=True)
 def from_json(cls:Figure,
     text:str, # of `to_json`
@@ -109,7 +112,7 @@ def from_json(cls:Figure,
         )
     return cls(**{**d, "protocol": p})
 
-# %% ../../nbs/18_metrics.protocol.ipynb #6b73c4e3
+# %% ../../nbs/18_metrics.protocol.ipynb #5ab0349c
 def over_seeds(
     figures:Iterable, # two or more figures, alike in everything but the seed
 ) -> Figure: # mean, sd (n-1 in the denominator) and number of seeds

@@ -65,7 +65,7 @@ def _precision(energy, name):
     try: yield
     finally: energy.precision = was
 
-# %% ../../nbs/85_study.chain_quality.ipynb #b46ef917
+# %% ../../nbs/85_study.chain_quality.ipynb #4132bd4f
 @patch
 def _coarse(self:ChainQuality):
     "Two longer steps on half the size, enlarged since the energy knows one size, then one on the whole."
@@ -73,6 +73,7 @@ def _coarse(self:ChainQuality):
     x = self.run(2, of=self.vem.n_steps-1)
     return self.run(1, self.s + down(x - self.s))
 
+# %% ../../nbs/85_study.chain_quality.ipynb #f4939c4c
 @patch
 def _half(self:ChainQuality):
     with _precision(self.vem.energy, "bf16"): return self.run(3, of=200)
@@ -81,7 +82,7 @@ def _half(self:ChainQuality):
 def _amortised(self:ChainQuality):
     with torch.no_grad(): return self.run(3, self.start(self.s))
 
-# %% ../../nbs/85_study.chain_quality.ipynb #a5cf7f66
+# %% ../../nbs/85_study.chain_quality.ipynb #e420689c
 @patch
 def means(self:ChainQuality) -> dict:
     "Name -> (steps, function that gives the samples)."
@@ -97,7 +98,7 @@ def means(self:ChainQuality) -> dict:
     if self.start is not None: res["3 steps, amortised start"] = 3, self._amortised
     return res
 
-# %% ../../nbs/85_study.chain_quality.ipynb #a8ae628c
+# %% ../../nbs/85_study.chain_quality.ipynb #8bbecf1e
 @patch
 @torch.no_grad()
 def table(self:ChainQuality) -> list: # of dicts
@@ -118,7 +119,7 @@ def table(self:ChainQuality) -> list: # of dicts
             rows.append(dict(means=name, steps=n, ms=ms, **told, drift=move.abs().mean().item()))
     return rows
 
-# %% ../../nbs/85_study.chain_quality.ipynb #a1ed53f8
+# %% ../../nbs/85_study.chain_quality.ipynb #fb984f74
 @patch
 def in_bf16(self:ChainQuality) -> dict: # plain numbers
     """Energies at `s`, after the chain and after 3 longer steps for 200, bf16 against float32: median and
@@ -134,7 +135,7 @@ def in_bf16(self:ChainQuality) -> dict: # plain numbers
     off, cosine = (half - e).abs()/e.abs().mean(), torch.cosine_similarity(g, h).min().item()
     return dict(median=off.median().item(), most=off.quantile(.95).item(), cosine=cosine)
 
-# %% ../../nbs/85_study.chain_quality.ipynb #fb02e9a2
+# %% ../../nbs/85_study.chain_quality.ipynb #f7e66d77
 def _pairs(size, n, seed, device):
     "Photograph crops and their blurred versions."
     t = photo_crops(size, n, seed=seed).to(device)
@@ -145,6 +146,7 @@ def _descend(opt, loss):
     loss.backward()
     opt.step()
 
+# %% ../../nbs/85_study.chain_quality.ipynb #82aff371
 class _Beside:
     "What is trained beside the energy: a student, a network that predicts the chain's end, warm chains."
     def __init__(self, t):
@@ -154,7 +156,7 @@ class _Beside:
         self.warm = ReplayBuffer(torch.zeros_like(t))
     def start(self, s, low): return s + self.ahead(torch.cat([s, low], 1))
 
-# %% ../../nbs/85_study.chain_quality.ipynb #fafb889b
+# %% ../../nbs/85_study.chain_quality.ipynb #4a6a5248
 @patch
 def _step(self:_Beside, vem, t, low, i):
     "Energy, warm chains, prediction and student, once each."
@@ -167,7 +169,7 @@ def _step(self:_Beside, vem, t, low, i):
     _descend(self.opt_ahead, (self.start(sd, low) - t_hat).square().mean())
     _descend(self.opt, (s - t).abs().mean())
 
-# %% ../../nbs/85_study.chain_quality.ipynb #f72308ce
+# %% ../../nbs/85_study.chain_quality.ipynb #903e1928
 def student_energy(
     width:int=8, # of the energy
     size:int=64, # of the pictures
@@ -189,7 +191,7 @@ def student_energy(
     about["last_chain"] = vem.chain.scalars()
     return ChainQuality(vem, s, about, beside.warm.states, lambda s: beside.start(s, low))
 
-# %% ../../nbs/85_study.chain_quality.ipynb #82e75821
+# %% ../../nbs/85_study.chain_quality.ipynb #353aec48
 def sharp_energy(
     width:int=8, # of the energy
     n_pool:int=64, # digits
