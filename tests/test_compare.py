@@ -11,11 +11,7 @@ from vemi_kit.study.report import t_quantile
 from vemi_kit.study.figures import rank_correlation
 from vemi_kit.files import Ledger, read_rows
 
-COMMAND = [
-    sys.executable,
-    "-c",
-    "import sys; from vemi_kit.compare import vemi_compare; sys.exit(vemi_compare())",
-]
+COMMAND = [sys.executable, "-c", "from vemi_kit.study.command import vemi_compare; exit(vemi_compare())"]
 PLUGIN = '''
 import multiprocessing, os
 from pathlib import Path
@@ -49,13 +45,9 @@ def plugin(tmp_path_factory):
 
 def start(plugin, out, *args):
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")]))
-    return subprocess.Popen(
-        [*COMMAND, "--plugin", "tiny_plugin", "--tasks", "tiny", "--device", "cpu", "--out", str(out), *args],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    args = ["--plugin", "tiny_plugin", "--tasks", "tiny", "--device", "cpu", "--out", str(out), *args]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*COMMAND, *args], env=env, stdout=pipe, stderr=pipe, text=True)
 
 
 def lines(path): return read_rows(path) if path.exists() else []
@@ -70,26 +62,10 @@ def test_killed_and_resumed(plugin, tmp_path, wait_for):
     """kill -9 in mid-run: whole lines stay, workers end, a process that died is a line, and what follows is
     what would have come anyway.
     """
-    kw, path = (
-        dict(
-            methods="l1,l1+crash", widths=[8], seeds=3, plugins=["tiny_plugin"], device="cpu", progress=False
-        ),
-        tmp_path / "runs.jsonl",
-    )
-    p = start(
-        plugin,
-        tmp_path,
-        "--methods",
-        "l1,l1+crash",
-        "--widths",
-        "8",
-        "--seeds",
-        "3",
-        "--steps",
-        "30",
-        "--jobs",
-        "2",
-    )
+    kw = dict(methods="l1,l1+crash", widths=[8], seeds=3, plugins=["tiny_plugin"], device="cpu", progress=False)
+    path = tmp_path/"runs.jsonl"
+    line = "--methods l1,l1+crash --widths 8 --seeds 3 --steps 30 --jobs 2"
+    p = start(plugin, tmp_path, *line.split())
     try:
         wait_for(lambda: p.poll() is not None or {"error" in r for r in lines(path)} == {True, False})
         assert p.poll() is None, p.communicate()
@@ -101,10 +77,8 @@ def test_killed_and_resumed(plugin, tmp_path, wait_for):
     wait_for(lambda: not any(map(alive, pids)), seconds=60)
     before = read_rows(path)
     died = [r for r in before if "error" in r]
-    assert died and all(
-        "its process died (exit code 3)" in r["error"] and not r["diverged"] and r["formula"] == "l1 + crash"
-        for r in died
-    )
+    assert died and all("its process died (exit code 3)" in r["error"] for r in died)
+    assert all(not r["diverged"] and r["formula"] == "l1 + crash" for r in died)
     # and a line that was cut off
     with path.open("a") as f: f.write('{"task": "tiny", "na')
     rows = compare(tmp_path, "tiny", steps=30, **kw)
@@ -135,41 +109,18 @@ def test_interrupted(plugin, tmp_path, wait_for):
 
 
 def test_diverged_runs_are_lines(plugin, tmp_path, capsys):
-    args = [
-        "--plugin",
-        "tiny_plugin",
-        "--tasks",
-        "tiny",
-        "--methods",
-        "l1+vem,l1",
-        "--set",
-        "vem.energy_limit=1e-9",
-        "--widths",
-        "8,4",
-        "--seeds",
-        "2",
-        "--steps",
-        "4",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path),
-    ]
+    line = ("--plugin tiny_plugin --tasks tiny --methods l1+vem,l1 --set vem.energy_limit=1e-9 --widths 8,4 "
+            "--seeds 2 --steps 4 --device cpu --out")
+    args = [*line.split(), str(tmp_path)]
     assert vemi_compare(args) == 1
     said, rows = capsys.readouterr(), read_rows(tmp_path/"runs.jsonl")
-    assert (
-        len(rows) == 8
-        and all(r["diverged"] and "energy_limit" in r["error"] for r in rows if r["formula"] == "l1 + vem")
-        and sum("error" in r for r in rows) == 4
-    )
-    assert (
-        "| l1 + vem | 0 (2 failed) |" in said.out and "| l1 | 2 |" in said.out and "energy_limit" in said.err
-    )
+    assert len(rows) == 8 and sum("error" in r for r in rows) == 4
+    assert all(r["diverged"] and "energy_limit" in r["error"] for r in rows if r["formula"] == "l1 + vem")
+    assert "| l1 + vem | 0 (2 failed) |" in said.out and "| l1 | 2 |" in said.out
+    assert "energy_limit" in said.err
     assert vemi_compare(args) == 1 and len(read_rows(tmp_path/"runs.jsonl")) == 8     # it would diverge again
-    assert (
-        vemi_compare(["--report", str(tmp_path)]) == 0
-        and "4 runs, 4 failed" in (tmp_path / "report.md").read_text()
-    )
+    assert vemi_compare(["--report", str(tmp_path)]) == 0
+    assert "4 runs, 4 failed" in (tmp_path/"report.md").read_text()
 
 
 @pytest.mark.parametrize("args, message", [
@@ -178,11 +129,19 @@ def test_diverged_runs_are_lines(plugin, tmp_path, capsys):
     (["--methods", "l1+vem", "--set", "vem.foo=1"], "VEM has no setting ['foo']"),
     (["--methods", "l1", "--set", "vem.n_steps=1"], "no formula has the method ['vem']"),
     (["--methods", "adversarial", "--set", "adversarial.loss=wasserstein"], "loss: expected one of"),
-    (["--widths", "0"], "a width from 1 to 64"), (["--widths", "8,many"], "--widths: expected whole numbers"),
-    (["--seeds", "0"], "at least one seed"), (["--jobs", "0"], "at least one seed, job"), (["--steps", "-3"], "step expected"),
-    (["--seconds-of", "l2"], "seconds_of: expected one of ['l1', 'l1 + vem']"), (["--certified", "20"], "at least 200 pairs"),
-    (["--configs", "nowhere.json"], "nowhere.json"), (["--report", "nowhere"], "no runs at"), (["--tune", "vid.init=1"], "no formula has the knobs ['vid.init']"),
-    (["--plugin", "no_such_module"], "no_such_module"), (["--combinations", "--kinds", "video"], "do not know ['video']"),
+    (["--widths", "0"], "a width from 1 to 64"),
+    (["--widths", "8,many"], "--widths: expected whole numbers"),
+    (["--seeds", "0"], "at least one seed"),
+    (["--jobs", "0"], "at least one seed, job"),
+    (["--steps", "-3"], "step expected"),
+    (["--seconds-of", "l2"], "seconds_of: expected one of ['l1', 'l1 + vem']"),
+    (["--certified", "20"], "at least 200 pairs"),
+    (["--lr", "nan"], "compare: lr: a positive finite number expected, got nan"),
+    (["--configs", "nowhere.json"], "nowhere.json"),
+    (["--report", "nowhere"], "no runs at"),
+    (["--tune", "vid.init=1"], "no formula has the knobs ['vid.init']"),
+    (["--plugin", "no_such_module"], "no_such_module"),
+    (["--combinations", "--kinds", "video"], "do not know ['video']"),
 ])
 def test_bad_arguments_before_work(args, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -192,46 +151,13 @@ def test_bad_arguments_before_work(args, message, tmp_path, capsys, monkeypatch)
 
 
 def test_equal_time(plugin, tmp_path):
-    rows = compare(
-        tmp_path,
-        "tiny",
-        "l1,l1+vem",
-        [8],
-        1,
-        40,
-        seconds_of="l1",
-        plugins=["tiny_plugin"],
-        device="cpu",
-        progress=False,
-    )
-    l1, vem, timed = rows
-    assert (
-        timed["budget"] == "seconds of l1"
-        and timed["seconds"] == l1["seconds_used"]
-        and timed["formula"] == "l1 + vem"
-    )
-    assert (
-        l1["seconds_used"] <= timed["seconds_used"] < l1["seconds_used"] + 5 * vem["seconds_used"] / 40
-        and timed["steps_done"] < 40
-    )
-    assert (
-        len(
-            compare(
-                tmp_path,
-                "tiny",
-                "l1,l1+vem",
-                [8],
-                1,
-                40,
-                seconds_of="l1",
-                plugins=["tiny_plugin"],
-                device="cpu",
-                progress=False,
-            )
-        )
-        == 3
-        and len(lines(tmp_path / "runs.jsonl")) == 3
-    )
+    kw = dict(seconds_of="l1", plugins=["tiny_plugin"], device="cpu", progress=False)
+    l1, vem, timed = compare(tmp_path, "tiny", "l1,l1+vem", [8], 1, 40, **kw)
+    assert timed["budget"] == "seconds of l1" and timed["seconds"] == l1["seconds_used"]
+    assert timed["formula"] == "l1 + vem" and timed["steps_done"] < 40
+    assert l1["seconds_used"] <= timed["seconds_used"] < l1["seconds_used"] + 5*vem["seconds_used"]/40
+    assert len(compare(tmp_path, "tiny", "l1,l1+vem", [8], 1, 40, **kw)) == 3
+    assert len(lines(tmp_path/"runs.jsonl")) == 3
 
 
 @pytest.mark.parametrize("base", [Faces32, Photos2x, Edges64])
@@ -245,34 +171,15 @@ def test_tasks_in_small(base, tmp_path):
         nets = t.teacher(tmp_path)
         stamp = (tmp_path/f"{t.name}_2.safetensors").stat().st_mtime_ns
         again = t.teacher(tmp_path)
-        assert (tmp_path / f"{t.name}_2.safetensors").stat().st_mtime_ns == stamp and all(
-            torch.equal(a, b)
-            for a, b in zip(nets["teacher"].state_dict().values(), again["teacher"].state_dict().values())
-        )
-        row = compare_run(
-            Small,
-            tmp_path,
-            "cpu",
-            dict(
-                task=t.name,
-                name="x",
-                formula="l1 + 0.1*adversarial",
-                settings={},
-                lr=1e-3,
-                width=t.widths[1],
-                seed=0,
-                steps=2,
-                budget="steps",
-            ),
-        )
-        assert ("psnr_truth" in row["figures"]) == (base is not Faces32) and {
-            "frechet_teacher",
-            "frechet_real",
-            "psnr",
-            "ssim",
-            "nats_per_dim",
-        } <= row["figures"].keys()
-        assert any("EyeFeatures" in p for p in row["protocols"]) and row["macs"] > 0 and row["latency_ms"] > 0
+        assert (tmp_path/f"{t.name}_2.safetensors").stat().st_mtime_ns == stamp
+        states = [list(n["teacher"].state_dict().values()) for n in (nets, again)]
+        assert all(torch.equal(a, b) for a,b in zip(*states))
+        spec = dict(task=t.name, name="x", formula="l1 + 0.1*adversarial", settings={}, lr=1e-3, seed=0, steps=2)
+        row = compare_run(Small, tmp_path, "cpu", dict(spec, width=t.widths[1], budget="steps"))
+        assert ("psnr_truth" in row["figures"]) == (base is not Faces32)
+        assert {"frechet_teacher", "frechet_real", "psnr", "ssim", "nats_per_dim"} <= row["figures"].keys()
+        assert any("PooledFeatures" in p for p in row["protocols"])
+        assert row["macs"] > 0 and row["latency_ms"] > 0
         json.dumps(row, allow_nan=False)
         if base is not Faces32:
             a, b = t.crops("train", 2, 0).photos.names, t.crops("test", 2, 0).photos.names
@@ -289,12 +196,9 @@ def test_certified_values(plugin, tmp_path):
         plain, = compare(tmp_path, "tiny_certified", **kw)
         row, = compare(tmp_path, "tiny_certified", certified=200, **kw)
     finally: del Workload.registry["tiny_certified"]
-    assert (
-        row["key"] != plain["key"]
-        and row["last"] == plain["last"]
-        and math.isfinite(row["figures"]["certified_per_dim"])
-        and "certified_per_dim" not in plain["figures"]
-    )
+    assert row["key"] != plain["key"] and row["last"] == plain["last"]
+    assert math.isfinite(row["figures"]["certified_per_dim"])
+    assert "certified_per_dim" not in plain["figures"]
     assert any("200 pairs, 4x4" in p for p in row["protocols"])
 
 
@@ -312,14 +216,8 @@ def test_pool(plugin, tmp_path):
     weights = lambda run: torch.cat([p.flatten() for p in run.student.parameters()])
     with_cache = weights(student_run(task, nets, dict(spec, formula="l1"), pool=(pool, answers))[0])
     assert not calls
-    assert (
-        torch.allclose(
-            with_cache,
-            weights(student_run(task, nets, dict(spec, formula="l1"), pool=(pool, nets["teacher"]))[0]),
-            atol=1e-6,
-        )
-        and len(calls) > 2
-    )
+    live = weights(student_run(task, nets, dict(spec, formula="l1"), pool=(pool, nets["teacher"]))[0])
+    assert torch.allclose(with_cache, live, atol=1e-6) and len(calls) > 2
     calls.clear()
     student_run(task, nets, dict(spec, formula="l1 + 0.1*crd"), pool=(pool, answers))
     assert len(calls) > 2

@@ -29,12 +29,15 @@ from .vem import *
 from .zoo.dcgan import *
 from .zoo.translators import *
 from .zoo.restorers import *
+from .zoo.stylegan2_layers import *
 from .zoo.stylegan2 import *
 from .zoo.stylegan2_training import *
 from .zoo.table import *
 from .students import *
 from .channels import *
 from .pruning import *
+from .zoo.weights import *
+from .nats.gaussian import *
 from .nats.tasks import *
 from .nats.energies import *
 from .nats.mala import *

@@ -17,6 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 # %% ../nbs/02_files.ipynb #c972331d
+def _part_name(name):
+    "Name of a file that is being written; the usual file systems allow 255 bytes."
+    raw = os.fsencode(name)
+    return f"{name if len(raw) <= 250 else hashlib.sha256(raw).hexdigest()}.part"
+
 @contextmanager
 def atomic_write(
     path:str|Path, # file to come; its folder is made
@@ -25,7 +30,7 @@ def atomic_write(
     "A temporary path beside `path` to write to. Moved to `path` on success, deleted on failure."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part" if own else f"{path.name}.part")
+    part = path.with_name(_part_name(f"{path.name}.{os.getpid()}" if own else path.name))
     try:
         yield part
         os.replace(part, path)
@@ -34,10 +39,10 @@ def atomic_write(
 # %% ../nbs/02_files.ipynb #404b00a4
 def write_text(
     path:str|Path, # file to write
-    text:str, # in UTF-8
+    text:str, # in UTF-8; what is not Unicode, as in names of old files, becomes an escape such as \udce9
 ):
     "Write a text file, whole or not at all."
-    with atomic_write(path) as part: part.write_text(text, encoding="utf-8")
+    with atomic_write(path) as part: part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 # %% ../nbs/02_files.ipynb #f3890c9b
 def weights_path(

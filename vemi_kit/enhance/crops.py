@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Photos', 'training_photos', 'turn', 'Crops']
 
-# %% ../../nbs/76_enhance.crops.ipynb #1527d2d2
-import torch
+# %% ../../nbs/76_enhance.crops.ipynb #703d81d8
+import hashlib, torch
 from collections.abc import Callable
 from fastcore.all import patch, store_attr
 from functools import lru_cache
@@ -69,7 +69,7 @@ def turn(
     "One of the eight flips and turns of a square."
     return (x.flip(-1) if way >= 4 else x).rot90(way % 4, (-2,-1))
 
-# %% ../../nbs/76_enhance.crops.ipynb #2eb1f56d
+# %% ../../nbs/76_enhance.crops.ipynb #7f27188e
 class Crops:
     """Batches `(degraded, clean)` of square crops: `size` pixels of the degraded picture, `scale` times as
     many of the clean one; batch `i` depends on `seed` and `i` only. `ValueError` for pictures that are too
@@ -83,12 +83,15 @@ class Crops:
         seed:int=0, # of everything random
     ):
         store_attr("photos,size,batch_size,seed")
+        for k,v in dict(size=size, batch_size=batch_size, photos=len(photos)).items():
+            if v < 1: raise ValueError(f"Crops: {k}: expected at least 1, got {v}")
         self.pairs = task == "pairs"
         self.degrade = None if self.pairs else degradation(task)
         self.task = task if self.pairs else self.degrade.spec
         self.scale = self._pair_scale() if self.pairs else self.degrade.scale
         self.margin = 0 if self.pairs else self.degrade.margin
         for i in range(len(photos)): self._side(i, photos[i])
+        self.pictures = self._fingerprint()
 
 # %% ../../nbs/76_enhance.crops.ipynb #8fefd5e9
 @patch
@@ -113,6 +116,19 @@ def _side(self:Crops, i, item):
         f"picture {str(name)!r} is {h}x{w}, too small for crops of {side} (size {self.size}, scale "
         f"{self.scale}, margin {self.margin}); lower the crop size or leave it out"
     )
+
+# %% ../../nbs/76_enhance.crops.ipynb #b063b45d
+@patch
+def _fingerprint(self:Crops):
+    """How many pictures there are, and a hash of their names and of one pixel in 256. It is part of a run's
+    identity, so that a run resumes with its own pictures only.
+    """
+    h, names = hashlib.sha256(), getattr(self.photos, "names", range(len(self.photos)))
+    for i,name in enumerate(names):
+        h.update(repr(getattr(name, "name", name)).encode())
+        for x in self.photos[i] if self.pairs else [self.photos[i]]:
+            h.update(str(tuple(x.shape)).encode() + x[:,::16,::16].float().cpu().numpy().tobytes())
+    return f"{len(names)} pictures, {h.hexdigest()[:12]}"
 
 # %% ../../nbs/76_enhance.crops.ipynb #49ba339e
 @patch

@@ -13,7 +13,7 @@ from fastcore.all import patch
 from ..core import check_images
 from ..data.pictures import resize
 
-# %% ../../nbs/75_enhance.degrade.ipynb #09ccd6ed
+# %% ../../nbs/75_enhance.degrade.ipynb #e7f2ab41
 class Degradation:
     """Base of the degradations: a call maps clean pictures (b, c, h, w) in [-1, 1] to `(degraded, clean)`,
     both in [-1, 1]. Clean pictures are cropped to a multiple of `scale` (bottom and right); degraded ones
@@ -31,10 +31,12 @@ class Degradation:
         strength:float|tuple|None=None, # a number, or a range (low, high) drawn from; None: the class default
     ):
         s = self.default if strength is None else strength
-        lo, hi = self.range = tuple(map(float, s)) if isinstance(s, (tuple,list)) else (float(s), float(s))
-        if self.limits[0] <= lo <= hi <= self.limits[1]: return
-        within = f"expected a number or a range within {list(self.limits)}"
-        raise ValueError(f"{self.name}: strength: {within}, got {s!r}")
+        try: lo, hi = map(float, s if isinstance(s, (tuple,list)) else (s, s))
+        except (TypeError, ValueError): lo = hi = math.nan
+        if not self.limits[0] <= lo <= hi <= self.limits[1]:
+            within = f"expected a number or a range within {list(self.limits)}"
+            raise ValueError(f"{self.name}: strength: {within}, got {s!r}")
+        self.range = lo, hi
 
 # %% ../../nbs/75_enhance.degrade.ipynb #aa214206
 @patch(as_prop=True)
@@ -66,14 +68,17 @@ def degrade(self:Degradation,
     "What a subclass defines; the result is clamped to [-1, 1]."
     raise TypeError(f"{type(self).__name__} must define degrade(x, g)")
 
-# %% ../../nbs/75_enhance.degrade.ipynb #0a701852
+# %% ../../nbs/75_enhance.degrade.ipynb #67dc06a1
 @patch
 def __call__(self:Degradation,
     clean:torch.Tensor, # (b, c, h, w) in [-1, 1]
     g:torch.Generator|None=None, # where randomness comes from; may be left out where there is none
 ) -> tuple: # degraded (b, c, h//scale, w//scale), clean
-    "Degrade; raises `ValueError` for other pictures, ones that are too small, or a missing generator."
+    """Degrade; raises `ValueError` for other pictures, ones that are too small, or a missing generator. Half
+    precision is computed in 32 bits.
+    """
     check_images(clean, self.spec)
+    if not len(clean): raise ValueError(f"{self.spec}: expected at least one picture, got none")
     if g is None and (self.random or self.range[0] < self.range[1]):
         raise ValueError(f"{self.spec} draws random numbers; pass a generator, e.g. core.generator(0)")
     h, w = (d - d % self.scale for d in clean.shape[2:])
@@ -81,10 +86,12 @@ def __call__(self:Degradation,
         few = f"{clean.shape[2]}x{clean.shape[3]} pixels are too few"
         raise ValueError(f"{self.spec}: {few} to be divided by {self.scale}")
     clean = clean[...,:h,:w]
-    return self.degrade(clean, g).clamp(-1, 1), clean
+    x = clean.float() if clean.element_size() < 4 else clean
+    return self.degrade(x, g).clamp(-1, 1).to(clean.dtype), clean
 
-# %% ../../nbs/75_enhance.degrade.ipynb #c1af46ee
-_SPEC = re.compile(r"(x(?=\d)|[a-z]+)(?::?([\d.]+)(?:-([\d.]+))?)?")
+# %% ../../nbs/75_enhance.degrade.ipynb #0fc5b5d0
+_NUMBER = r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
+_SPEC = re.compile(rf"(x(?=\d)|[a-z]+)(?::?{_NUMBER}(?:-{_NUMBER})?)?")
 
 def degradation(
     spec:str|Degradation, # "x2", "noise", "noise:25", "blur:0.5-3", ...; a `Degradation` passes

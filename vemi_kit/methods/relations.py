@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['Channel', 'Attention', 'Similarity', 'CRD']
 
-# %% ../../nbs/60_methods.relations.ipynb #b0dfc246
+# %% ../../nbs/60_methods.relations.ipynb #d4159c04
 import math
 import torch, torch.nn.functional as F
+from collections.abc import Iterable
 from copy import deepcopy
+from fastcore.all import patch
 from torch import nn
 from .taps import Taps, module_key
 from .features import FeatureMethod
@@ -21,7 +23,7 @@ class Channel(FeatureMethod):
     name, translated = "channel", True
     def distance(self, layer, ft, fs): return F.mse_loss(fs.mean((2,3)), ft.mean((2,3)))
 
-# %% ../../nbs/60_methods.relations.ipynb #5e24d28b
+# %% ../../nbs/60_methods.relations.ipynb #6a2bb7ad
 class Attention(FeatureMethod):
     """Distance of normalised maps of energy over channels (attention transfer, arXiv 1612.03928): where the
     features are active, not which. No adaptor.
@@ -31,6 +33,7 @@ class Attention(FeatureMethod):
         where = lambda f: F.normalize(f.square().mean(1).flatten(1), dim=1)
         return (where(fs)-where(ft)).square().sum(1).mean()
 
+# %% ../../nbs/60_methods.relations.ipynb #a05fd409
 def _rows(f): return F.normalize((g := f.flatten(1)) @ g.T, dim=1)
 
 class Similarity(FeatureMethod):
@@ -41,12 +44,12 @@ class Similarity(FeatureMethod):
     def distance(self, layer, ft, fs):
         if len(ft) < 2:
             raise ValueError(
-                f"{self.name}: a batch of two or more expected, got {len(ft)}: one picture "
-                f"is similar to itself whatever its features"
+                f"{self.name}: a batch of two or more expected, got {len(ft)}: one picture is similar to "
+                f"itself whatever its features"
             )
         return F.mse_loss(_rows(fs), _rows(ft))
 
-# %% ../../nbs/60_methods.relations.ipynb #646c0f8c
+# %% ../../nbs/60_methods.relations.ipynb #be0a7ab0
 class CRD(FeatureMethod):
     """Contrastive distillation of features, InfoNCE form of CRD (arXiv 1910.10699), both ways; logs `nats`,
     the mean of `log n - loss` over layers, a lower bound on the information with `n` candidates. Embeddings
@@ -55,7 +58,7 @@ class CRD(FeatureMethod):
     name = "crd"
     def __init__(self,
         weight:float=1., # factor in the sum
-        layers=None, # see `FeatureMethod`
+        layers:Iterable|dict|None=None, # see `FeatureMethod`
         dim:int=64, # numbers of an embedding
         temperature:float=.07, # of the similarities
         grid:int=4, # features are pooled to at most grid x grid
@@ -64,54 +67,79 @@ class CRD(FeatureMethod):
     ):
         super().__init__(weight, layers, lr_scale)
         self.dim, self.temperature, self.grid, self.memory = dim, temperature, grid, memory
-    def pool(self, f):
-        return F.adaptive_avg_pool2d(f, (min(self.grid, f.shape[2]), min(self.grid, f.shape[3]))).flatten(1)
-    def prepare(self, teacher, student, batch, t, s):
-        super().prepare(teacher, student, batch, t, s)
-        key = module_key
-        self.heads = nn.ModuleDict(
-            {key(k): nn.ModuleList([nn.LazyLinear(self.dim), nn.LazyLinear(self.dim)]) for k in self.layers}
-        ).to(s.device)
-        with Taps(teacher, self.layers) as tt, Taps(student, self.layers.values()) as ss, torch.no_grad():
-            self.read.call(teacher, batch)
-            self.read.call(deepcopy(student), batch)
-        for k,n in self.layers.items():
-            for head,f in zip(self.heads[key(k)], (tt.seen[k], ss.seen[n])): head(self.pool(f))
-            if self.memory:
-                self.register_buffer(
-                    f"memory {key(k)}",
-                    torch.zeros(self.memory, self.pool(tt.seen[k]).shape[1], device=s.device),
-                )
-        self.register_buffer("n_seen", torch.zeros((), dtype=torch.long, device=s.device))
-    def embed(self, layer, i, pooled): return F.normalize(self.heads[module_key(layer)][i](pooled), dim=1)
-    def distance(self, layer, ft, fs):
-        if len(ft) < 2:
-            raise ValueError(
-                f"crd: a batch of two or more expected, got {len(ft)}: there is nothing to tell apart"
-            )
-        pooled = self.pool(ft)
-        et, es, target = (
-            self.embed(layer, 0, pooled),
-            self.embed(layer, 1, self.pool(fs)),
-            torch.arange(len(ft), device=ft.device),
-        )
-        others = et
-        if self.memory:
-            store = getattr(self, f"memory {module_key(layer)}")
-            n = min(int(self.n_seen), self.memory)
-            others = torch.cat([et, self.embed(layer, 0, store[:n].clone())])
-            with torch.no_grad():
-                store[(int(self.n_seen) + torch.arange(len(pooled), device=store.device)) % self.memory] = (
-                    pooled
-                )
-        to, fro = (
-            F.cross_entropy(es @ others.T / self.temperature, target),
-            F.cross_entropy(et @ es.T / self.temperature, target),
-        )
-        self._nats.append(math.log(len(others)) - to.item())
-        return (to+fro)/2
+        self.nats = []
     def loss(self, batch, t, s, features=None):
-        self._nats = []
+        self.nats = []
         value, figures = super().loss(batch, t, s, features)
         self.n_seen += len(t)
-        return value, dict(figures, nats=sum(self._nats)/len(self._nats))
+        return value, dict(figures, nats=sum(self.nats)/len(self.nats))
+
+# %% ../../nbs/60_methods.relations.ipynb #9d857ba5
+@patch
+def pool(self:CRD,
+    f:torch.Tensor, # features (b, c, h, w)
+) -> torch.Tensor: # (b, c * grid * grid), or fewer numbers for smaller maps
+    "Features on a small grid."
+    return F.adaptive_avg_pool2d(f, (min(self.grid, f.shape[2]), min(self.grid, f.shape[3]))).flatten(1)
+
+@patch
+def embed(self:CRD,
+    layer:str, # of the teacher
+    i:int, # 0: the teacher's head, 1: the student's
+    pooled:torch.Tensor, # as `pool` gives them
+) -> torch.Tensor: # (b, dim), of length 1
+    "Pooled features in the space of comparison."
+    return F.normalize(self.heads[module_key(layer)][i](pooled), dim=1)
+
+# %% ../../nbs/60_methods.relations.ipynb #804d3af3
+@patch
+def prepare(self:CRD,
+    teacher:nn.Module, # network that is learned from
+    student:nn.Module, # network that learns; a copy of it runs here
+    batch:object, # the first batch
+    t:torch.Tensor, # teacher pictures
+    s:torch.Tensor, # student pictures
+):
+    "Find the layers, and build heads and memory for their sizes."
+    super(CRD, self).prepare(teacher, student, batch, t, s)
+    with Taps(teacher, self.layers) as tt, Taps(student, self.layers.values()) as ss, torch.no_grad():
+        self.read.call(teacher, batch)
+        self.read.call(deepcopy(student), batch)
+    self.heads = nn.ModuleDict()
+    for k,n in self.layers.items():
+        d_t, d_s = (self.pool(f).shape[1] for f in (tt.seen[k], ss.seen[n]))
+        self.heads[module_key(k)] = nn.ModuleList([nn.Linear(d_t, self.dim), nn.Linear(d_s, self.dim)])
+        if self.memory: self.register_buffer(f"memory {module_key(k)}", torch.zeros(self.memory, d_t))
+    self.register_buffer("n_seen", torch.zeros((), dtype=torch.long))
+    self.to(s.device)
+
+# %% ../../nbs/60_methods.relations.ipynb #ffe70412
+@patch
+def remember(self:CRD,
+    layer:str, # of the teacher
+    pooled:torch.Tensor, # its pooled features of this batch
+) -> torch.Tensor: # embeddings (n, dim) of earlier batches
+    "Further negatives from the memory, which then takes this batch in."
+    store = getattr(self, f"memory {module_key(layer)}")
+    earlier = self.embed(layer, 0, store[:min(int(self.n_seen), self.memory)].clone())
+    at = (int(self.n_seen) + torch.arange(len(pooled), device=store.device)) % self.memory
+    with torch.no_grad(): store[at] = pooled
+    return earlier
+
+# %% ../../nbs/60_methods.relations.ipynb #9f1ed41b
+@patch
+def distance(self:CRD,
+    layer:str, # of the teacher
+    ft:torch.Tensor, # its features (b, c, h, w)
+    fs:torch.Tensor, # the student's
+) -> torch.Tensor: # scalar
+    "InfoNCE both ways. Raises `ValueError` for a batch of one."
+    if len(ft) < 2:
+        raise ValueError(f"crd: a batch of two or more expected, got {len(ft)}: nothing to tell apart")
+    pooled, target = self.pool(ft), torch.arange(len(ft), device=ft.device)
+    et, es = self.embed(layer, 0, pooled), self.embed(layer, 1, self.pool(fs))
+    candidates = torch.cat([et, self.remember(layer, pooled)]) if self.memory else et
+    to = F.cross_entropy(es @ candidates.T/self.temperature, target)
+    fro = F.cross_entropy(et @ es.T/self.temperature, target)
+    self.nats.append(math.log(len(candidates)) - to.item())
+    return (to+fro)/2

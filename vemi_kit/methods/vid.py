@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['VID', 'VIDFeatures']
 
-# %% ../../nbs/57_methods.vid.ipynb #89caf945
+# %% ../../nbs/57_methods.vid.ipynb #ce9414ee
+from collections.abc import Iterable
 from torch import nn
 from ..nats.gaussian import GaussianBase
 from .base import Method
 from .taps import module_key
 from .features import FeatureMethod
 
-# %% ../../nbs/57_methods.vid.ipynb #9d5ffa24
+# %% ../../nbs/57_methods.vid.ipynb #f5c22406
 class VID(Method):
     """Negative log-density of the teacher's picture under `N(s, sigma_c²)`, nats a dimension; the variances
     train with the student's optimiser.
@@ -20,8 +21,7 @@ class VID(Method):
     name = "vid"
     def __init__(self,
         weight:float=1., # factor in the sum
-        # start of the softplus's argument (5 in the paper); None: the best variances for the first batch
-        init:float|None=None,
+        init:float|None=None, # start of the softplus's argument (paper: 5); None: best for the first batch
         lr_scale:float=10., # learning rate of the variances, relative to the student's
     ):
         super().__init__(weight)
@@ -32,21 +32,19 @@ class VID(Method):
         if self.init is None: self.base.fit(t, s)
 
     def student_parameters(self): return [dict(params=list(self.base.parameters()), lr_scale=self.lr_scale)]
-
     def loss(self, batch, t, s, features=None):
         nats = -self.base.log_prob(t, s).mean()/t[0].numel()
         return nats, dict(std=self.base.var.mean().sqrt().item())
 
-# %% ../../nbs/57_methods.vid.ipynb #382c6560
+# %% ../../nbs/57_methods.vid.ipynb #b3fad257
 class VIDFeatures(FeatureMethod):
     """Negative log-density of the teacher's features under `N(adaptor(student's), sigma_c²)`, nats a
-    dimension, summed over layers (arXiv 1904.05835); adaptors and variances train with the student's
-    optimiser.
+    dimension, summed over layers (arXiv 1904.05835). Adaptors and variances train with the student.
     """
     name, translated = "vid_features", True
     def __init__(self,
         weight:float=1., # factor in the sum
-        layers=None, # see `FeatureMethod`
+        layers:Iterable|dict|None=None, # see `FeatureMethod`
         init:float=5., # start of the softplus's argument
         lr_scale:float=10., # learning rate of adaptors and variances, relative to the student's
     ):
@@ -54,8 +52,7 @@ class VIDFeatures(FeatureMethod):
         self.init = init
     def prepare(self, teacher, student, batch, t, s):
         super().prepare(teacher, student, batch, t, s)
-        self.bases = nn.ModuleDict(
-            {module_key(k): GaussianBase(c, init=self.init) for k, (c, _) in self.channels.items()}
-        ).to(s.device)
+        bases = {module_key(k): GaussianBase(c, init=self.init) for k,(c,_) in self.channels.items()}
+        self.bases = nn.ModuleDict(bases).to(s.device)
     def distance(self, layer, ft, fs):
         return -self.bases[module_key(layer)].log_prob(ft, fs).mean()/ft[0].numel()

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'Same', 'Unpaired', 'Both', 'warm_up', 'unconditional', 'stylegan2', 'paired_kind', 'unpaired_kind',
-           'restoration', 'combination_run', 'combinations', 'combination_table']
+           'restoration', 'combination_run', 'combination_plan', 'combinations', 'combination_table']
 
-# %% ../../nbs/96_study.combinations.ipynb #26e5da5e
+# %% ../../nbs/96_study.combinations.ipynb #1d1593d4
 import copy, importlib
 import torch
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from torch import nn
@@ -19,8 +20,8 @@ from ..data.batches import Batches, Latents
 from ..zoo.dcgan import SNDiscriminator, SNGenerator, digits_teacher, train_gan
 from ..zoo.translators import PatchGAN, ResNetGenerator, UNetGenerator
 from ..zoo.restorers import SRResNet
-from ..zoo.stylegan2 import StyleGAN2Generator
-from ..zoo.stylegan2_training import StyleGAN2Discriminator, train_stylegan2
+from ..zoo.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from ..zoo.stylegan2_training import train_stylegan2
 from ..students import shrink, with_width
 from ..methods.base import Objective, formula_terms, known_methods
 from ..callbacks import Clock, History
@@ -28,34 +29,43 @@ from ..distill import Distiller
 from ..enhance.crops import Crops
 from .workloads import half_photos
 from .configs import merged, run_key
+from .report import table
 from .runner import run_all, vital_signs
 
-# %% ../../nbs/96_study.combinations.ipynb #e791b33f
+# %% ../../nbs/96_study.combinations.ipynb #17b3b75e
 class Same:
     "One batch again and again, so that a loss that learns must fall."
-    def __init__(self, batch): self.items = batch
-    def batch(self, i): return self.items
+    def __init__(self,
+        batch:object, # any batch
+    ): self.items = batch
+    def batch(self, i:int): return self.items
 
 class Unpaired:
     "Batches {a, b} from two sources."
-    def __init__(self, a, b): self.sources = a, b
-    def batch(self, i): return dict(zip("ab", (s.batch(i) for s in self.sources)))
+    def __init__(self,
+        a:object, # data with batch(i)
+        b:object, # likewise
+    ): self.sources = a, b
+    def batch(self, i:int): return dict(zip("ab", (s.batch(i) for s in self.sources)))
 
-# %% ../../nbs/96_study.combinations.ipynb #60bf0649
+# %% ../../nbs/96_study.combinations.ipynb #7fb09a3e
 class Both(nn.Module):
     "The two generators of a CycleGAN: unpaired (a, b) to (b-like, a-like)."
-    def __init__(self, a2b, b2a):
+    def __init__(self,
+        a2b:nn.Module, # generator
+        b2a:nn.Module, # the other way
+    ):
         super().__init__()
         self.a2b, self.b2a = a2b, b2a
-    def forward(self, a, b): return self.a2b(a), self.b2a(b)
+    def forward(self, a:torch.Tensor, b:torch.Tensor): return self.a2b(a), self.b2a(b)
 
-# %% ../../nbs/96_study.combinations.ipynb #a55ab9e1
+# %% ../../nbs/96_study.combinations.ipynb #2a4a1780
 def warm_up(
     net:nn.Module, # trained in place
-    data, # batches (input, picture)
+    data:object, # batches (input, picture)
     n_steps:int, # of Adam, 3e-3
 ) -> nn.Module: # in evaluation mode
-    "A few steps of L1 towards real pictures, so that a teacher is no noise."
+    "A few steps of L1 towards real pictures."
     opt = torch.optim.Adam(net.parameters(), 3e-3)
     for i in range(n_steps):
         x, y = data.batch(i)
@@ -66,114 +76,97 @@ def warm_up(
     opt.zero_grad()
     return net.eval()
 
-# %% ../../nbs/96_study.combinations.ipynb #1b756ddf
-def unconditional(side=16, scale=1, warm=15):
-    "SNGAN: the shipped digits at 16 pixels, else one trained on faces for `warm` steps."
+# %% ../../nbs/96_study.combinations.ipynb #c7758fa6
+def unconditional(
+    side:int=16, # of pictures
+    scale:int=1, # factor of widths
+    warm:int=15, # steps of the teacher
+) -> dict:
+    "SNGAN: the shipped digits at 16 pixels, else one trained on faces."
     if side == 16: teacher, disc = digits_teacher()
     else:
-        teacher, disc, _ = train_gan(
-            SNGenerator(side, 1, 32 * scale),
-            SNDiscriminator(side, 1, 16 * scale),
-            Batches(faces(side), 8),
-            warm,
-            device="cpu",
-        )
+        nets = SNGenerator(side, 1, 32*scale), SNDiscriminator(side, 1, 16*scale)
+        teacher, disc, _ = train_gan(*nets, Batches(faces(side), 8), warm, device="cpu")
     real = Batches(digits(16)[0] if side == 16 else faces(side), 4)
-    return dict(
-        teacher=teacher,
-        student=shrink(teacher, width=8 * scale),
-        data=Latents(64, 4),
-        adversarial=dict(discriminator=disc),
-        omgd=dict(
-            discriminator=disc,
-            real=real,
-            loss="hinge",
-            reconstruction=0.0,
-            teachers=dict(wide=teacher, narrow=shrink(teacher, width=16 * scale)),
-        ),
-    )
+    teachers = dict(wide=teacher, narrow=shrink(teacher, width=16*scale))
+    omgd = dict(discriminator=disc, real=real, loss="hinge", reconstruction=0., teachers=teachers)
+    return dict(teacher=teacher, student=shrink(teacher, width=8*scale), data=Latents(64, 4),
+                adversarial=dict(discriminator=disc), omgd=omgd)
 
-# %% ../../nbs/96_study.combinations.ipynb #204aeaa2
-def stylegan2(side=16, scale=1, warm=4):
+# %% ../../nbs/96_study.combinations.ipynb #6097be64
+def stylegan2(
+    side:int=16, # of pictures
+    scale:int=1, # factor of widths
+    warm:int=4, # steps of the teacher
+) -> dict:
     "StyleGAN2 on faces; teacher and student see the same noise, call after call."
-    g, d = (
-        StyleGAN2Generator(side, 1, width=16 * scale, z_dim=16, n_mapping=2),
-        StyleGAN2Discriminator(side, 1, width=16 * scale),
-    )
+    g = StyleGAN2Generator(side, 1, width=16*scale, z_dim=16, n_mapping=2)
+    d = StyleGAN2Discriminator(side, 1, width=16*scale)
     g, d, _ = train_stylegan2(g, d, Batches(faces(side), 8), n_steps=warm, device="cpu")
     g.noise_mode = g.config["noise"] = "stored"
     adv = dict(discriminator=d, loss="logistic", r1=.1, real=Batches(faces(side), 8))
-    return dict(
-        teacher=g,
-        student=with_width(g, 6 * scale),
-        data=Latents(16, 8),
-        kw=dict(value_range=None),
-        adversarial=adv,
-        omgd=dict(
-            discriminator=d, real=adv["real"], loss="logistic", reconstruction=0.0, teachers=dict(wide=g)
-        ),
-    )
+    omgd = dict(discriminator=d, real=adv["real"], loss="logistic", reconstruction=0., teachers=dict(wide=g))
+    return dict(teacher=g, student=with_width(g, 6*scale), data=Latents(16, 8), kw=dict(value_range=None),
+                adversarial=adv, omgd=omgd)
 
-# %% ../../nbs/96_study.combinations.ipynb #cbbec985
-def paired_kind(side=16, scale=1, warm=15):
+# %% ../../nbs/96_study.combinations.ipynb #fe56c49c
+def paired_kind(
+    side:int=16, # of pictures
+    scale:int=1, # factor of widths
+    warm:int=15, # steps of the teacher
+) -> dict:
     "A U-Net that sharpens faces."
     y = faces(side)
     data = Batches((resize(resize(y, side//3+1), side), y), 8)
     net = lambda w: UNetGenerator(w*scale, 3, 1, 1)
-    adv = dict(
-        discriminator=PatchGAN(8 * scale, 1, 2, norm="instance"),
-        loss="lsgan",
-        real="target",
-        conditional=True,
-    )
+    disc = PatchGAN(8*scale, 1, 2, norm="instance")
+    adv = dict(discriminator=disc, loss="lsgan", real="target", conditional=True)
     return dict(teacher=warm_up(net(12), data, warm), student=net(4), data=data, adversarial=adv,
-                omgd=dict(discriminator=adv["discriminator"], conditional=True, reconstruction=10.))
+                omgd=dict(discriminator=disc, conditional=True, reconstruction=10.))
 
-# %% ../../nbs/96_study.combinations.ipynb #6b471180
-def unpaired_kind(side=16, scale=1, warm=8):
+# %% ../../nbs/96_study.combinations.ipynb #a73fd25b
+def unpaired_kind(
+    side:int=16, # of pictures
+    scale:int=1, # factor of widths
+    warm:int=8, # steps of the teacher
+) -> dict:
     "Both ResNet generators of a CycleGAN, digits and faces."
     a, b = digits(side)[0], faces(side)
     net = lambda w: Both(*[ResNetGenerator(w*scale, 1, 1, 1) for _ in range(2)])
     teacher, disc, n = net(8), PatchGAN(8*scale, 1, 1), min(len(a), len(b))
     for g,x,y in ((teacher.a2b, a, b), (teacher.b2a, b, a)): warm_up(g, Batches((x[:n], y[:n]), 4), warm)
-    return dict(
-        teacher=teacher.eval(),
-        student=net(4),
-        data=Unpaired(Batches(a, 4), Batches(b, 4)),
-        kw=dict(output="all"),
-        adversarial=dict(discriminator=disc, loss="lsgan"),
-        omgd=dict(discriminator=disc, real="teacher", reconstruction=0.0, teachers=dict(wide=teacher)),
-    )
+    omgd = dict(discriminator=disc, real="teacher", reconstruction=0., teachers=dict(wide=teacher))
+    return dict(teacher=teacher.eval(), student=net(4), data=Unpaired(Batches(a, 4), Batches(b, 4)),
+                kw=dict(output="all"), adversarial=dict(discriminator=disc, loss="lsgan"), omgd=omgd)
 
-# %% ../../nbs/96_study.combinations.ipynb #f7cc795c
-def restoration(side=16, scale=1, warm=15):
+# %% ../../nbs/96_study.combinations.ipynb #a1c0e8cf
+def restoration(
+    side:int=16, # of inputs
+    scale:int=1, # factor of widths
+    warm:int=15, # steps of the teacher
+) -> dict:
     "SRResNet that doubles crops of photographs."
     data, disc = Crops(half_photos("train"), "x2", side, 4), PatchGAN(8*scale, 1, 3)
-    return dict(
-        teacher=warm_up(SRResNet(12 * scale, 2, 2), data, warm),
-        student=SRResNet(6 * scale, 1, 2),
-        data=data,
-        kw=dict(value_range=None),
-        adversarial=dict(discriminator=disc, loss="lsgan", real="target"),
-        omgd=dict(discriminator=disc, reconstruction=10.0),
-    )
+    teacher = warm_up(SRResNet(12*scale, 2, 2), data, warm)
+    return dict(teacher=teacher, student=SRResNet(6*scale, 1, 2), data=data, kw=dict(value_range=None),
+                adversarial=dict(discriminator=disc, loss="lsgan", real="target"),
+                omgd=dict(discriminator=disc, reconstruction=10.))
 
-# %% ../../nbs/96_study.combinations.ipynb #b8534b22
-KINDS = dict(
-    unconditional=unconditional,
-    stylegan2=stylegan2,
-    paired=paired_kind,
-    unpaired=unpaired_kind,
-    restoration=restoration,
-)
+KINDS = dict(unconditional=unconditional, stylegan2=stylegan2, paired=paired_kind, unpaired=unpaired_kind,
+             restoration=restoration)
 
-# %% ../../nbs/96_study.combinations.ipynb #a8bc88df
+# %% ../../nbs/96_study.combinations.ipynb #a42c561c
 @lru_cache(5)
 def _kind(name, side, scale, warm):
     set_seed(0)
     return KINDS[name](side, scale, warm)
 
-# %% ../../nbs/96_study.combinations.ipynb #ba418aa3
+def _gap(run, batch):
+    "Mean absolute difference of the student's pictures to the teacher's."
+    with frozen(run.teacher, run.student), torch.no_grad():
+        return (run.read(run.student, batch)-run.read(run.teacher, batch)).abs().mean().item()
+
+# %% ../../nbs/96_study.combinations.ipynb #9d7ea65c
 def combination_run(
     spec:dict, # kind, formula, settings, side, scale, warm, steps, seed, lr
 ) -> dict: # the line
@@ -183,41 +176,40 @@ def combination_run(
     k = _kind(*[spec[n] for n in ("kind","side","scale","warm")])
     set_seed(spec["seed"])
     student, batch = copy.deepcopy(k["student"]), k["data"].batch(10**6)
-    objective = Objective(
-        spec["formula"], **merged({n: k[n] for n in ("adversarial", "omgd") if n in k}, spec["settings"])
-    )
-    was, clock = [weights_hash(n) for n in (k["teacher"], student)], Clock()
-    run = Distiller(
-        k["teacher"],
-        student,
-        objective,
-        k["data"],
-        spec["steps"],
-        lr=spec["lr"],
-        seed=spec["seed"],
-        device="cpu",
-        log_every=max(1, spec["steps"] // 20),
-        callbacks=[History(), clock],
-        **k.get("kw", {}),
-    )
-    def distance():
-        with frozen(run.teacher, run.student), torch.no_grad():
-            return (run.read(run.student, batch)-run.read(run.teacher, batch)).abs().mean().item()
-    l1 = [distance()]
+    settings = merged({n: k[n] for n in ("adversarial","omgd") if n in k}, spec["settings"])
+    objective, clock = Objective(spec["formula"], **settings), Clock()
+    was = [weights_hash(n) for n in (k["teacher"], student)]
+    kw = dict(k.get("kw", {}), lr=spec["lr"], seed=spec["seed"], log_every=max(1, spec["steps"]//20))
+    kw.update(device="cpu", callbacks=[History(), clock])
+    run = Distiller(k["teacher"], student, objective, k["data"], spec["steps"], **kw)
+    l1 = [_gap(run, batch)]
     run.fit()
-    l1.append(distance())
+    l1.append(_gap(run, batch))
     now = [weights_hash(n) for n in (k["teacher"], student)]
     if now[0] != was[0]: raise RuntimeError("the teacher's weights changed")
     if now[1] == was[1]: raise RuntimeError("the student's weights did not change")
-    return dict(
-        spec, l1=l1, signs=vital_signs(run[History].rows), seconds_used=clock.used, notes=objective.notes()
-    )
+    signs = vital_signs(run[History].rows)
+    return dict(spec, l1=l1, signs=signs, seconds_used=clock.used, notes=objective.notes())
 
-# %% ../../nbs/96_study.combinations.ipynb #a6d660e8
+# %% ../../nbs/96_study.combinations.ipynb #0871c08e
+def combination_plan(
+    kinds:Iterable, # of `KINDS`
+    names:Iterable, # of methods
+    settings:dict, # of methods, by name
+    **same:object, # side, scale, warm, steps, seed, lr
+) -> list: # of specs
+    "Each method alone and with VEM, where it fits: `truth` needs a kind with a ground truth."
+    pairs = [(k, m) for k in kinds for m in names if m != "truth" or k in ("paired","restoration")]
+    both = [(k, f) for k,m in pairs for f in ([m] if m == "vem" else [m, f"{m} + vem"])]
+    mine = lambda f: {n: v for n,v in settings.items() if n in formula_terms(f)}
+    specs = [dict(kind=k, task=k, name=f, formula=f, settings=mine(f), **same) for k,f in both]
+    for s in specs: s["key"] = run_key(s)
+    return specs
+
 def combinations(
-    out, # folder: combinations.jsonl
-    kinds=None, # of `KINDS`; None: all
-    methods=None, # names; None: all that are registered
+    out:str|Path, # folder: combinations.jsonl
+    kinds:list|None=None, # of `KINDS`; None: all
+    methods:list|None=None, # names; None: all that there are
     side:int=32, # of pictures; restorers double it
     scale:int=1, # factor of all widths
     warm:int=30, # steps of the small teachers
@@ -226,58 +218,31 @@ def combinations(
     lr:float=2e-3, # of all
     settings:dict|None=None, # of methods, by name
     jobs:int=1, # processes
-    plugins=(), # modules that define further methods
+    plugins:Iterable=(), # modules that define further methods
     progress:bool=True, # show a bar
 ) -> list: # lines
     "Every method, alone and with VEM, on every kind of generator."
     for p in plugins: importlib.import_module(p)
-    kinds, names = list(kinds or KINDS), list(methods or sorted(known_methods()))
-    odd = sorted(set(kinds) - KINDS.keys()) + sorted(set(names) - known_methods().keys())
+    known = known_methods()
+    kinds, names = list(kinds or KINDS), list(methods or sorted(known))
+    odd = sorted(set(kinds) - KINDS.keys()) + sorted(set(names) - known.keys())
     if odd:
-        raise ValueError(
-            f"combinations: do not know {odd}; kinds are {list(KINDS)}, methods {sorted(known_methods())}"
-        )
-    specs = [
-        dict(
-            kind=k,
-            task=k,
-            name=f,
-            formula=f,
-            settings={n: v for n, v in (settings or {}).items() if n in formula_terms(f)},
-            side=side,
-            scale=scale,
-            warm=warm,
-            steps=steps,
-            seed=seed,
-            lr=lr,
-        )
-        for k in kinds
-        for m in names
-        if m != "truth" or k in ("paired", "restoration")
-        for f in ([m] if m == "vem" else [m, f"{m} + vem"])
-    ]
-    for s in specs: s["key"] = run_key(s)
+        raise ValueError(f"combinations: do not know {odd}; kinds are {list(KINDS)}, methods {sorted(known)}")
+    same = dict(side=side, scale=scale, warm=warm, steps=steps, seed=seed, lr=lr)
+    specs = combination_plan(kinds, names, settings or {}, **same)
     return run_all(Path(out)/"combinations.jsonl", specs, combination_run, jobs, plugins, progress)
 
-# %% ../../nbs/96_study.combinations.ipynb #86523237
+# %% ../../nbs/96_study.combinations.ipynb #070f04d7
+def _cell(r):
+    "What became of one combination."
+    if r is None: return ""
+    if "error" in r: return "**" + ("diverged" if r["diverged"] else r["error"][:60]) + "**"
+    return f"{r['l1'][0]:.3f} → {r['l1'][1]:.3f}"
+
 def combination_table(
     rows:list, # of `combinations`
 ) -> str:
-    """Markdown: mean absolute difference to the teacher on an unseen batch, before and after, method by
-    method; errors in words.
-    """
-    kinds, cell = list(dict.fromkeys(r["kind"] for r in rows)), {(r["kind"], r["formula"]): r for r in rows}
-    text = lambda r: (
-        ""
-        if r is None
-        else "**" + ("diverged" if r["diverged"] else r["error"][:60]) + "**"
-        if "error" in r
-        else f"{r['l1'][0]:.3f} → {r['l1'][1]:.3f}"
-    )
-    return "\n".join(
-        ["| method | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-        + [
-            f"| {f} | " + " | ".join(text(cell.get((k, f))) for k in kinds) + " |"
-            for f in dict.fromkeys(r["formula"] for r in rows)
-        ]
-    )
+    "Markdown: mean absolute difference to the teacher on an unseen batch, before and after."
+    kinds, at = list(dict.fromkeys(r["kind"] for r in rows)), {(r["kind"], r["formula"]): r for r in rows}
+    formulas = dict.fromkeys(r["formula"] for r in rows)
+    return table(["method", *kinds], [[f, *[_cell(at.get((k, f))) for k in kinds]] for f in formulas])

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Workload', 'Digits16', 'Faces32', 'half_photos', 'sobel_edges', 'learn_truth', 'Photos2x', 'Edges64']
 
-# %% ../../nbs/89_study.workloads.ipynb #e5b34102
+# %% ../../nbs/89_study.workloads.ipynb #1e6abfc8
 import torch
+from fastcore.all import patch
 from pathlib import Path
 from torch import nn
 from ..core import generator, set_seed
@@ -23,132 +24,120 @@ from ..callbacks import Progress
 from ..distill import Distiller
 from ..cache import TeacherCache
 from ..enhance.crops import Crops, Photos
-from .judge import EyeFeatures
+from .judge import PooledFeatures
 
-# %% ../../nbs/89_study.workloads.ipynb #aedc1f30
+# %% ../../nbs/89_study.workloads.ipynb #6ee20300
+def _missing(workload, what): raise TypeError(f"{type(workload).__name__} must define {what}")
+
 class Workload:
-    "A teacher, its data and its jury. Subclasses register under their `name`."
+    "A teacher, its data and what its students are judged by. Subclasses register under their `name`."
     name, registry = "", {}
     # of the student and its training, where nothing else is said
-    widths, steps, batch_size, lr = (8,4), 1000, 16, 1e-2
-    n_judge, held_seed, certified_size, decay, value_range = 1024, 10_000, 16, .995, (-1,1)
-    criterion = "frechet_teacher"                               # what `tune` looks at, one of `MEASURES`
+    widths, steps, batch_size, lr, decay, value_range = (8,4), 1000, 16, 1e-2, .995, (-1,1)
+    # of the judge: inputs, their seed, side of certified pictures, the figure that `tune` looks at
+    n_judge, held_seed, certified_size, criterion = 1024, 10_000, 16, "frechet_teacher"
     teacher_steps = 0                                           # of the teacher's training; 0: it ships
+
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
         if cls.name: Workload.registry[cls.name] = cls
-
+    # what subclasses define
     def networks(self) -> dict:
         "Untrained networks by name, `teacher` among them."
-        raise TypeError(f"{type(self).__name__} must define networks()")
-    def train(self, nets:dict, device, n_steps:int) -> dict:
+        return _missing(self, "networks()")
+    def train(self, nets:dict, device:str|torch.device, n_steps:int) -> dict:
         "The networks, trained."
-        raise TypeError(f"{type(self).__name__} must define train(nets, device, n_steps)")
+        return _missing(self, "train(nets, device, n_steps)")
     def data(self, seed:int):
         "Batches for the student: `batch(i)`."
-        raise TypeError(f"{type(self).__name__} must define data(seed)")
+        return _missing(self, "data(seed)")
     def held_out(self, n:int) -> tuple:
         "`n` inputs that nobody trains on, and their ground truth or None."
-        raise TypeError(f"{type(self).__name__} must define held_out(n)")
-    def pool(self,
-        n, # how many
-    ):
-        """Inputs for students of all seeds, as `data` draws them: a tensor, or a tuple of tensors with the
-        input first.
-        """
-        data = self.data(self.held_seed+2)
-        parts = [data.batch(i) for i in range(-(-n//self.batch_size))]
-        return (
-            torch.cat(parts)[:n]
-            if torch.is_tensor(parts[0])
-            else tuple(torch.cat(p)[:n] for p in zip(*parts))
-        )
-    def answers(self, teacher, n, folder) -> tuple:
-        """A pool of `n` inputs, and the teacher's pictures for them: a `TeacherCache`, kept as a file beside
-        the teachers.
-        """
-        pool = self.pool(n)
-        return pool, TeacherCache(
-            teacher,
-            pool if torch.is_tensor(pool) else pool[0],
-            Path(folder) / f"{self.name}_{self.teacher_steps}_pool_{n}.safetensors",
-        )
+        return _missing(self, "held_out(n)")
     def real(self) -> tuple:
         "Real pictures, and what they are."
-        raise TypeError(f"{type(self).__name__} must define real()")
-    def extractor(self): return None                            # as for `FrechetDistance`
-    def settings(self, nets:dict) -> dict:
-        "Arguments of methods that need some, by their name."
-        return {}
-    def student(self, teacher, width:int): return shrink(teacher, width=width)
+        return _missing(self, "real()")
+    # what subclasses may define
+    def extractor(self): return None                            # features of the Fréchet distances
+    def settings(self, nets:dict) -> dict: return {}                 # arguments of methods, by their name
+    def student(self, teacher:nn.Module, width:int) -> nn.Module: return shrink(teacher, width=width)
 
-    def teacher(self,
-        folder, # where trained teachers lie
-        device="cpu", # where to put the networks
-    ) -> dict: # networks by name, in evaluation mode
-        "Read the trained networks, or train them and write them."
-        path = Path(folder)/f"{self.name}_{self.teacher_steps}.safetensors"
-        set_seed(0)
-        nets = self.networks()
-        if path.exists(): load_nets(path, **nets)
-        else:
-            nets = self.train({k: n.to(device) for k,n in nets.items()}, device, self.teacher_steps)
-            with atomic_write(path) as part: save_nets(part, **nets)
-        return {k: n.to(device).eval() for k,n in nets.items()}
+# %% ../../nbs/89_study.workloads.ipynb #31241dad
+@patch
+def teacher(self:Workload,
+    folder:str|Path|None=None, # where trained teachers are kept
+    device:str|torch.device="cpu", # where to put the networks
+) -> dict: # networks by name, in evaluation mode
+    "Read the trained networks, or train them and write them."
+    path = Path(folder)/f"{self.name}_{self.teacher_steps}.safetensors"
+    set_seed(0)
+    nets = self.networks()
+    if path.exists(): load_nets(path, **nets)
+    else:
+        nets = self.train({k: n.to(device) for k,n in nets.items()}, device, self.teacher_steps)
+        with atomic_write(path) as part: save_nets(part, **nets)
+    return {k: n.to(device).eval() for k,n in nets.items()}
 
-# %% ../../nbs/89_study.workloads.ipynb #e6a448f8
+# %% ../../nbs/89_study.workloads.ipynb #c48b0532
+@patch
+def pool(self:Workload,
+    n:int, # how many
+) -> torch.Tensor|tuple: # inputs, or a tuple of tensors with the inputs first
+    "Inputs for students of all seeds, as `data` draws them."
+    data = self.data(self.held_seed+2)
+    parts = [data.batch(i) for i in range(-(-n//self.batch_size))]
+    if torch.is_tensor(parts[0]): return torch.cat(parts)[:n]
+    return tuple(torch.cat(p)[:n] for p in zip(*parts))
+
+@patch
+def answers(self:Workload,
+    teacher:nn.Module, # network
+    n:int, # inputs in the pool
+    folder:str|Path, # where teachers are kept; the answers are kept beside them
+) -> tuple: # the pool, a `TeacherCache`
+    "A pool of `n` inputs, and the teacher's pictures for them."
+    pool = self.pool(n)
+    path = Path(folder)/f"{self.name}_{self.teacher_steps}_pool_{n}.safetensors"
+    return pool, TeacherCache(teacher, pool if torch.is_tensor(pool) else pool[0], path)
+
+# %% ../../nbs/89_study.workloads.ipynb #6bf530ed
 class Digits16(Workload):
     "The shipped digits GAN at 16x16, width 64."
     name, steps, lr, n_judge = "digits16", 2000, 1e-2, 2048
     def networks(self): return dict(teacher=SNGenerator(16, 1, 64), discriminator=SNDiscriminator(16, 1, 64))
     def teacher(self, folder=None, device="cpu"):
-        return dict(zip(("teacher","discriminator"), digits_teacher(device=device)))
+        own = folder and Path(folder)/"teacher.safetensors"
+        nets = digits_teacher(own if own and own.exists() else None, device)
+        return dict(zip(("teacher","discriminator"), nets))
     def data(self, seed): return Latents(64, self.batch_size, seed)
     def held_out(self, n): return torch.randn(n, 64, generator=generator(self.held_seed)), None
     def real(self): return digits(16, "all")[0], "all 1797 digits"
+    def examples(self): return digits(16)[0]                    # real pictures for adversaries
     def settings(self, nets):
-        real = Batches(digits(16)[0], self.batch_size)
-        return dict(
-            adversarial=dict(discriminator=nets["discriminator"]),
-            omgd=dict(
-                discriminator=nets["discriminator"],
-                real=real,
-                loss="hinge",
-                reconstruction=0.0,
-                teachers=dict(wide=nets["teacher"]),
-            ),
-        )
+        d, wide = dict(discriminator=nets["discriminator"]), dict(wide=nets["teacher"])
+        real = Batches(self.examples(), self.batch_size)
+        return dict(adversarial=d, omgd=dict(d, real=real, loss="hinge", reconstruction=0., teachers=wide))
 
-# %% ../../nbs/89_study.workloads.ipynb #96aac6df
+# %% ../../nbs/89_study.workloads.ipynb #b59a4064
 class Faces32(Digits16):
     "An SNGAN of width 64 on the bundled small faces at 32x32, grey, mirrored ones included."
     name, steps, batch_size, lr, n_judge, teacher_steps = "faces32", 1500, 8, 1e-2, 1024, 2000
-    def networks(self): return dict(teacher=SNGenerator(32, 1, 64), discriminator=SNDiscriminator(32, 1, 32))
     teacher = Workload.teacher
-    def _faces(self, split):
+    def networks(self): return dict(teacher=SNGenerator(32, 1, 64), discriminator=SNDiscriminator(32, 1, 32))
+    def examples(self, split="train"):
         x = faces(32, split)
         return torch.cat([x, x.flip(3)])
     def train(self, nets, device, n_steps):
-        g, d, _ = train_gan(
-            nets["teacher"],
-            nets["discriminator"],
-            Batches(self._faces("train"), 16),
-            n_steps,
-            seed=0,
-            device=device,
-        )
+        data = Batches(self.examples(), 16)
+        g, d, _ = train_gan(nets["teacher"], nets["discriminator"], data, n_steps, seed=0, device=device)
         return dict(teacher=g, discriminator=d)
-    def real(self): return self._faces("all"), "all 100 faces and their mirror images"
-    def extractor(self): return Extractor(EyeFeatures(1))
-    def settings(self, nets):
-        s = super().settings(nets)
-        s["omgd"]["real"] = Batches(self._faces("train"), self.batch_size)
-        return s
+    def real(self): return self.examples("all"), "all 100 faces and their mirror images"
+    def extractor(self): return Extractor(PooledFeatures(1))
 
-# %% ../../nbs/89_study.workloads.ipynb #6d9032ba
+# %% ../../nbs/89_study.workloads.ipynb #ee767d1b
 def half_photos(
     split:str, # "train" or "test" of `PHOTOS`
-    pair=None, # pair(picture) gives what stands with it; None: pictures alone
+    pair:object=None, # pair(picture) gives what a crop holds beside it; None: pictures alone
 ) -> Photos:
     "The bundled photographs at half their size, as `Crops` takes them."
     def load(name):
@@ -167,54 +156,34 @@ def sobel_edges(
     gx, gy = (nn.functional.conv2d(g, w.view(1,1,3,3)) for w in (k, k.T))
     return 2*torch.tanh(2*(gx.square()+gy.square()).sqrt()) - 1
 
-# %% ../../nbs/89_study.workloads.ipynb #1eb45ade
+# %% ../../nbs/89_study.workloads.ipynb #792cca59
 class _Enlarged(nn.Module):
-    """Stands in for a teacher where a network learns from the truth: its input, bicubically enlarged, in
-    colour.
-    """
+    "Stands in for a teacher: its input, bicubically enlarged, in colour."
     def __init__(self, scale):
         super().__init__()
         self.scale = scale
     def forward(self, x): return resize(x, [d*self.scale for d in x.shape[2:]]).expand(-1, 3, -1, -1)
 
-# %% ../../nbs/89_study.workloads.ipynb #d85fb4d5
 def learn_truth(
-    net:nn.Module, # network to train
-    data, # batches (input, target)
+    net:nn.Module, # network to train, in place
+    data:object, # batches (input, target)
     n_steps:int, # steps
     formula:str="truth", # methods; `truth` is L1 to the target
     scale:int=1, # target's side over input's
     lr:float=1e-3, # Adam, betas (0.9, 0.99)
-    device=None, # None: the best there is
-    **settings, # of methods, by name
+    device:str|torch.device|None=None, # None: the best there is
+    **settings:dict, # of methods, by name
 ) -> Distiller: # finished
     "Train a network on pairs, with the methods of the kit."
-    return Distiller(
-        _Enlarged(scale),
-        net,
-        Objective(formula, **settings),
-        data,
-        n_steps,
-        lr=lr,
-        betas=(0.9, 0.99),
-        value_range=None,
-        device=device,
-        callbacks=[Progress("training the teacher")],
-    ).fit()
+    kw = dict(lr=lr, betas=(.9,.99), value_range=None, device=device)
+    bar, objective = Progress("training the teacher"), Objective(formula, **settings)
+    return Distiller(_Enlarged(scale), net, objective, data, n_steps, callbacks=[bar], **kw).fit()
 
-# %% ../../nbs/89_study.workloads.ipynb #862362d4
+# %% ../../nbs/89_study.workloads.ipynb #c99b6315
 class Photos2x(Workload):
     "Enlarging crops of photographs from 32x32 to 64x64: an SRResNet of width 32 with 4 blocks."
-    name, steps, batch_size, lr, n_judge, teacher_steps, value_range = (
-        "photos_x2",
-        1500,
-        8,
-        3e-3,
-        512,
-        2000,
-        None,
-    )
-    widths, criterion = (4,2), "psnr"
+    name, steps, batch_size, lr, n_judge, teacher_steps = "photos_x2", 1500, 8, 3e-3, 512, 2000
+    value_range, widths, criterion = None, (4,2), "psnr"
     def networks(self):
         return dict(teacher=SRResNet(32, 4, 2), discriminator=PatchGAN(16, 2, 3, norm="instance"))
     def crops(self, split, n, seed): return Crops(half_photos(split), "x2", 32, n, seed)
@@ -224,47 +193,30 @@ class Photos2x(Workload):
     def data(self, seed): return self.crops("train", self.batch_size, seed)
     def held_out(self, n): return self.crops("test", n, self.held_seed).batch(0)
     def real(self):
-        return self.crops("test", self.n_judge, self.held_seed + 1).batch(0)[
-            1
-        ], f"{self.n_judge} other crops of the held-out photographs"
-    def extractor(self): return Extractor(EyeFeatures(3))
+        _, y = self.crops("test", self.n_judge, self.held_seed+1).batch(0)
+        return y, f"{self.n_judge} other crops of the held-out photographs"
+    def extractor(self): return Extractor(PooledFeatures(3))
     def settings(self, nets):
         d = dict(discriminator=nets["discriminator"], loss="lsgan")
         return dict(adversarial=dict(d, real="teacher"), omgd=dict(d, reconstruction=10.))
 
-# %% ../../nbs/89_study.workloads.ipynb #ce93c712
+# %% ../../nbs/89_study.workloads.ipynb #4223c102
 class Edges64(Photos2x):
     """From edges to photographs, crops of 64x64: a U-Net of width 32 with four halvings, trained with L1 and
     a PatchGAN.
     """
-    name, steps, lr, teacher_steps, value_range, criterion = (
-        "edges64",
-        1200,
-        3e-3,
-        2000,
-        (-1, 1),
-        "frechet_teacher",
-    )
+    name, steps, lr, teacher_steps = "edges64", 1200, 3e-3, 2000
+    value_range, criterion = (-1,1), "frechet_teacher"
     def networks(self):
         return dict(teacher=UNetGenerator(32, 4, 1, 3), discriminator=PatchGAN(32, 2, 4, norm="instance"))
     def crops(self, split, n, seed):
         return Crops(half_photos(split, lambda p: (sobel_edges(p)[0], p[0])), "pairs", 64, n, seed)
     def train(self, nets, device, n_steps):
-        run = learn_truth(
-            nets["teacher"],
-            self.crops("train", 8, 0),
-            n_steps,
-            "truth + 0.02*adversarial",
-            lr=2e-3,
-            device=device,
-            adversarial=dict(
-                discriminator=nets["discriminator"], loss="lsgan", real="target", conditional=True, lr=2e-4
-            ),
-        )
+        data, formula = self.crops("train", 8, 0), "truth + 0.02*adversarial"
+        d = dict(discriminator=nets["discriminator"], loss="lsgan", real="target", conditional=True, lr=2e-4)
+        run = learn_truth(nets["teacher"], data, n_steps, formula, lr=2e-3, device=device, adversarial=d)
         return dict(nets, discriminator=run.objective.methods["adversarial"].discriminator)
     def settings(self, nets):
         d = dict(discriminator=nets["discriminator"], loss="lsgan", conditional=True)
-        return dict(
-            adversarial=dict(d, real="teacher"),
-            omgd=dict(d, reconstruction=10.0, teachers=dict(wide=nets["teacher"])),
-        )
+        omgd = dict(d, reconstruction=10., teachers=dict(wide=nets["teacher"]))
+        return dict(adversarial=dict(d, real="teacher"), omgd=omgd)

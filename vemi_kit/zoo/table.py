@@ -16,8 +16,7 @@ from ..timing import latency as measure_latency
 from .dcgan import SNGenerator
 from .translators import PatchGAN, ResNetGenerator, UNetGenerator
 from .restorers import SRResNet, UNetRestorer
-from .stylegan2 import StyleGAN2Generator
-from .stylegan2_training import StyleGAN2Discriminator
+from .stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
 # %% ../../nbs/35_zoo.table.ipynb #0610d192
 _picture = (3,256,256)
