@@ -5,30 +5,59 @@
 # %% auto #0
 __all__ = ['AnnealPath', 'anneal_path', 'annealed_weights', 'certified_gain']
 
-# %% ../../nbs/45_nats.annealing.ipynb #76ef2225
+# %% ../../nbs/45_nats.annealing.ipynb #5c8baa80
 import math
 import torch
-from fastcore.all import store_attr
+from collections.abc import Callable
+from fastcore.all import patch, store_attr
 from .mala import MALA, Reference, adapt_step
 
-# %% ../../nbs/45_nats.annealing.ipynb #ad712059
+# %% ../../nbs/45_nats.annealing.ipynb #3bb2bbdb
 class AnnealPath:
     """Levels `betas` (n_levels+1,) from 0 to 1 with fixed kernels: `step_sizes`, and `jumps` where a draw
     from the reference is proposed instead; `length` in sqrt(nats).
     """
-    def __init__(self, betas, step_sizes, jumps, length): store_attr()
-    @property
-    def n_levels(self): return len(self.betas)-1
+    def __init__(self,
+        betas:list, # levels, rising from 0 to 1
+        step_sizes:list, # one for each level
+        jumps:list, # whether a level's kernel is a jump
+        length:float, # thermodynamic length
+    ): store_attr()
 
+# %% ../../nbs/45_nats.annealing.ipynb #61e70097
+@patch(as_prop=True)
+def n_levels(self:AnnealPath):
+    "Steps from base to tilted law."
+    return len(self.betas)-1
+
+# %% ../../nbs/45_nats.annealing.ipynb #d8255a72
+@patch(cls_method=True)
+def straight(cls:AnnealPath):
+    "The path of one level, on which nothing moves."
+    return cls([0.,1.], [1.]*2, [False]*2, 0.)
+
+# %% ../../nbs/45_nats.annealing.ipynb #ef06a912
 def _interp(x, xp, fp):
     "Piecewise linear interpolation of rising `xp`, on tensors."
     k = torch.searchsorted(xp, x).clamp(1, len(xp)-1)
     w = ((x-xp[k-1])/(xp[k]-xp[k-1]).clamp(min=1e-12)).clamp(0, 1)
     return fp[k-1] + w*(fp[k]-fp[k-1])
 
-# %% ../../nbs/45_nats.annealing.ipynb #7e0ae1e2
+# %% ../../nbs/45_nats.annealing.ipynb #109969f7
+def _pilot(tilt, c, shape, g, grid):
+    "At each level of `grid`: spread of f in nats, step size, acceptance of a jump; float64."
+    ref, c2 = Reference.of(tilt), torch.cat([c, c])
+    chain, step, found = MALA(tilt, c2, ref.sample((len(c2), *shape), g, 0.), ref, g), 1., []
+    for beta in grid.tolist():
+        for _ in range(5): step = adapt_step(step, chain.step(step, beta).mean(), rate=.5)
+        jump = chain.step(1., beta, jump=True).mean().item()
+        a, b = chain.e.double().chunk(2)             # two chains for each condition
+        found.append(((.5*(a-b)**2).mean().sqrt().item(), step, jump))
+    return torch.tensor(found, dtype=torch.float64).T
+
+# %% ../../nbs/45_nats.annealing.ipynb #bcf867b4
 def anneal_path(
-    tilt, # f(u, c) -> (b,), nats
+    tilt:Callable, # f(u, c) -> (b,), nats
     c:torch.Tensor, # pilot conditions (b, ...), not those of the pairs to be evaluated
     shape:tuple, # of one u
     n_levels:int, # levels wanted
@@ -38,33 +67,19 @@ def anneal_path(
     """Space the levels and choose the kernels by a pilot run with two chains for each condition. With one
     level there is no kernel.
     """
-    grid, ref = torch.linspace(0, 1, n_pilot+1, dtype=torch.float64)**2, Reference.of(tilt)
-    c2 = torch.cat([c, c])
-    chain, step = MALA(tilt, c2, ref.sample((len(c2), *shape), g, 0.), ref, g), 1.
-    speed, steps, jumps = [], [], []
-    for beta in grid.tolist():
-        for _ in range(5): step = adapt_step(step, chain.step(step, beta).mean(), rate=.5)
-        jumps.append(chain.step(1., beta, jump=True).mean().item())
-        a, b = chain.e.double().chunk(2)
-        speed.append((.5*(a-b)**2).mean().sqrt().item())
-        steps.append(step)
-    speed, steps, jumps = (torch.tensor(x, dtype=torch.float64) for x in (speed, steps, jumps))
+    grid = torch.linspace(0, 1, n_pilot+1, dtype=torch.float64)**2
+    speed, steps, jumps = _pilot(tilt, c, shape, g, grid)
     length = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(speed, grid)])
     even = torch.linspace(0, 1, n_levels+1, dtype=torch.float64)
     betas = even if length[-1] <= 0 else _interp(even*length[-1], length, grid)
     betas[0], betas[-1] = 0., 1.
-    odd = torch.arange(n_levels+1) % 2 == 1
-    return AnnealPath(
-        betas.tolist(),
-        _interp(betas, grid, steps).tolist(),
-        ((_interp(betas, grid, jumps) > 0.1) & odd).tolist(),
-        length[-1].item(),
-    )
+    jump = (_interp(betas, grid, jumps) > .1) & (torch.arange(n_levels+1) % 2 == 1)
+    return AnnealPath(betas.tolist(), _interp(betas, grid, steps).tolist(), jump.tolist(), length[-1].item())
 
-# %% ../../nbs/45_nats.annealing.ipynb #22c414e5
+# %% ../../nbs/45_nats.annealing.ipynb #977b85b6
 @torch.no_grad()
 def annealed_weights(
-    tilt, # f(u, c) -> (b,), nats
+    tilt:Callable, # f(u, c) -> (b,), nats
     c:torch.Tensor, # conditions (b, ...)
     path:AnnealPath, # levels and kernels, fixed beforehand
     g:torch.Generator, # where numbers come from
@@ -75,31 +90,27 @@ def annealed_weights(
     tilted law, or the same path backwards from given residuals.
     """
     ref, reverse, n = Reference.of(tilt), u is not None, path.n_levels
-    u = u if reverse else ref.sample((len(c), *shape), g, 0.)
-    chain = MALA(tilt, c, u, ref, g)
-    log_w, acceptance = torch.zeros(len(u), dtype=torch.float64, device=u.device), []
+    chain = MALA(tilt, c, u if reverse else ref.sample((len(c), *shape), g, 0.), ref, g)
+    log_w, acceptance = torch.zeros(len(chain.e), dtype=torch.float64, device=chain.e.device), []
     for i in (range(n, 0, -1) if reverse else range(1, n+1)):
         log_w -= (path.betas[i]-path.betas[i-1])*chain.e.double()
         # the level whose kernel moves the state next
         j = i-1 if reverse else i
-        if 0 < j < n:
-            acceptance.append(
-                chain.step(1.0 if path.jumps[j] else path.step_sizes[j], path.betas[j], path.jumps[j])
-                .mean()
-                .item()
-            )
+        if not 0 < j < n: continue
+        a = chain.step(1. if path.jumps[j] else path.step_sizes[j], path.betas[j], path.jumps[j])
+        acceptance.append(a.mean().item())
     return log_w, sum(acceptance)/len(acceptance) if acceptance else math.nan
 
-# %% ../../nbs/45_nats.annealing.ipynb #145180df
+# %% ../../nbs/45_nats.annealing.ipynb #4eadd297
 @torch.no_grad()
 def certified_gain(
-    tilt, # f(u, c) -> (b,), nats
+    tilt:Callable, # f(u, c) -> (b,), nats
     u:torch.Tensor, # residuals of real pairs
     c:torch.Tensor, # their conditions
     path:AnnealPath, # made with other pairs
     g:torch.Generator, # where numbers come from
 ) -> torch.Tensor: # (b,) nats
     """`-f(u) - log w_reverse`: what the tilt adds to `log q0`, in expectation never too much (proved at
-    `bounds.ais_bounds`).
+    `nats.bounds.ais_bounds`).
     """
     return -tilt(u, c).double() - annealed_weights(tilt, c, path, g, u)[0]

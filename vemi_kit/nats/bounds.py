@@ -6,17 +6,19 @@
 __all__ = ['Estimate', 'mi_lower_bound', 'gaussian_bound', 'Sandwich', 'ais_bounds', 'task_draws', 'task_bound', 'plot_sandwich',
            'conditional_bound', 'certify_pairs', 'certified_conditional']
 
-# %% ../../nbs/47_nats.bounds.ipynb #6de4c57b
+# %% ../../nbs/47_nats.bounds.ipynb #00652392
 import math
 import torch
+from collections.abc import Callable
 from dataclasses import dataclass
+from fastcore.all import patch
 from ..core import check_finite, fork, generator
-from .tasks import Task
 from .gaussian import GaussianBase
+from .tasks import Task
 from .annealing import AnnealPath, anneal_path, annealed_weights
 from .tilted import TiltedModel, fit_tilted
 
-# %% ../../nbs/47_nats.bounds.ipynb #22a758d5
+# %% ../../nbs/47_nats.bounds.ipynb #8478a113
 @dataclass(frozen=True)
 class Estimate:
     """A mean over `n` independent pairs, its standard error, both in nats, and the number of dimensions `d`
@@ -28,6 +30,7 @@ class Estimate:
     d:int
     @classmethod
     def of(cls, x:torch.Tensor, d:int):
+        "The mean of values (n,)."
         return cls(x.double().mean().item(), (x.double().std()/len(x)**.5).item(), len(x), d)
     @property
     def bits_per_dim(self): return self.mean/(self.d*math.log(2))
@@ -36,10 +39,10 @@ class Estimate:
     def __str__(self):
         return f"{self.mean:.3f} ± {self.se:.3f} nats ({self.bits_per_dim:.3f} bits/dim, n={self.n})"
 
-# %% ../../nbs/47_nats.bounds.ipynb #66fbc9c6
+# %% ../../nbs/47_nats.bounds.ipynb #13666ae3
 @torch.no_grad()
 def mi_lower_bound(
-    q, # a density with `log_prob(t, s) -> (b,)` in nats, fitted on other pairs
+    q:object, # a density with `log_prob(t, s) -> (b,)` in nats, fitted on other pairs
     t:torch.Tensor, # held-out pairs, (b, ...)
     s:torch.Tensor, # (b, ...)
     h_t:float=0., # differential entropy H(T) in nats; 0 leaves the cross-entropy E[log q]
@@ -49,7 +52,7 @@ def mi_lower_bound(
     """
     return Estimate.of(q.log_prob(t, s), t[0].numel()) + h_t
 
-# %% ../../nbs/47_nats.bounds.ipynb #20cd693e
+# %% ../../nbs/47_nats.bounds.ipynb #d16cbcbc
 def gaussian_bound(
     task:Task, # where to draw pairs from; t and s must have equal shapes
     n:int=4000, # pairs to fit on, and as many held-out pairs
@@ -61,7 +64,7 @@ def gaussian_bound(
     q = GaussianBase(t.shape[1], mean="affine").fit(t, s)
     return mi_lower_bound(q, *task.sample(n, g_held_out), task.h_t)
 
-# %% ../../nbs/47_nats.bounds.ipynb #bb5107b8
+# %% ../../nbs/47_nats.bounds.ipynb #6a6b433d
 @dataclass(frozen=True)
 class Sandwich:
     """What `ais_bounds` found, in nats; with `h_t` or `log_p` they are values for I(T;S), else for `E[log
@@ -74,46 +77,59 @@ class Sandwich:
     n_levels:int
     acceptance:tuple    # mean over levels, reverse and forward
     length:float        # thermodynamic length of the path, sqrt(nats)
-    def __str__(self):
-        rows = [
-            ("base alone (certified)", self.base),
-            ("lower (certified)", self.lower),
-            ("multi-sample (certified)", self.multi),
-            ("upper (over-estimate)", self.upper),
-        ]
-        return "\n".join(f"{n:26} {e}" for n, e in rows) + (
-            f"\n{self.n_levels} levels, acceptance {self.acceptance[0]:.2f} back and "
-            f"{self.acceptance[1]:.2f} forth"
-        )
     def to_dict(self):
-        return {
-            **{
-                k: dict(mean=e.mean, se=e.se, n=e.n, bits_per_dim=e.bits_per_dim)
-                for k, e in (
-                    ("lower", self.lower),
-                    ("multi", self.multi),
-                    ("upper", self.upper),
-                    ("base", self.base),
-                )
-            },
-            "n_levels": self.n_levels,
-            "acceptance": list(self.acceptance),
-            "length": self.length,
-        }
+        "Plain numbers, for JSON."
+        values = {k: getattr(self, k) for k in ("lower","multi","upper","base")}
+        plain = {k: dict(mean=e.mean, se=e.se, n=e.n, bits_per_dim=e.bits_per_dim) for k,e in values.items()}
+        return dict(plain, n_levels=self.n_levels, acceptance=list(self.acceptance), length=self.length)
 
-# %% ../../nbs/47_nats.bounds.ipynb #20207efa
+# %% ../../nbs/47_nats.bounds.ipynb #5cd4f5a0
+@patch
+def __str__(self:Sandwich):
+    rows = {
+        "base alone (certified)": self.base, "lower (certified)": self.lower,
+        "multi-sample (certified)": self.multi, "upper (over-estimate)": self.upper,
+    }
+    back, forth = self.acceptance
+    end = f"{self.n_levels} levels, acceptance {back:.2f} back and {forth:.2f} forth"
+    return "\n".join([f"{n:26} {e}" for n,e in rows.items()] + [end])
+
+# %% ../../nbs/47_nats.bounds.ipynb #b3ab0c65
+@torch.no_grad()
+def _log_values(model, t, s, path, n_paths, g):
+    "Four log densities a pair (4, b), float64: lower, multi-sample, upper, base; acceptance back and forth."
+    u, c, log_q0 = model.prepare(t, s)
+    if model.tilt is None: return log_q0.expand(4, -1), None
+    log_joint = log_q0 - model.tilt(u, c).double()
+    back, a_back = annealed_weights(model.tilt, c, path, g, u)
+    walks = [annealed_weights(model.tilt, c, path, g, shape=u.shape[1:]) for _ in range(n_paths-1)]
+    forth, a_forth = zip(*walks)
+    multi = torch.stack([back, *forth]).logsumexp(0) - math.log(n_paths)
+    values = [log_joint - back, log_joint - multi, log_joint - torch.stack(forth).mean(0), log_q0]
+    return torch.stack(values), (a_back, sum(a_forth)/len(a_forth))
+
+# %% ../../nbs/47_nats.bounds.ipynb #8a8917ed
+def _levels(model, t, n_levels, pilot, g):
+    "The path of `n_levels` levels, spaced on pilot conditions."
+    if n_levels == 1: return AnnealPath.straight()
+    if pilot is None:
+        raise ValueError(
+            "ais_bounds: give pilot=, conditions of pairs that are not evaluated here, "
+            "or path=; levels spaced on the same pairs void the certificate"
+        )
+    return anneal_path(model.tilt, model.base.condition(pilot), t.shape[1:], n_levels, g)
+
+# %% ../../nbs/47_nats.bounds.ipynb #dd1afa1f
 @torch.no_grad()
 def ais_bounds(
     model:TiltedModel, # base and tilt, fitted on other pairs
     t:torch.Tensor, # held-out pairs (n, ...)
-    s:torch.Tensor,
+    s:torch.Tensor, # their conditions (n, ...)
     n_levels:int=100, # between base and model
-    # conditions s (m, ...) of *other* pairs that space the levels and set step sizes; needed unless `path`
-    # is given or n_levels is 1
-    pilot:torch.Tensor|None=None,
-    path:AnnealPath|None=None, # levels and kernels made beforehand
+    pilot:torch.Tensor|None=None, # conditions s (m, ...) of *other* pairs, which space the levels
+    path:AnnealPath|None=None, # levels and kernels made beforehand; replaces `pilot`
     h_t:float=0., # differential entropy H(T) in nats; 0 leaves E[log q]
-    log_p=None, # log_p(t) -> (n,) nats; replaces `h_t` by its sample, which takes most of the spread away
+    log_p:Callable|None=None, # log_p(t) -> (n,) nats; replaces `h_t` by its sample, for a smaller spread
     n_paths:int=4, # of the multi-sample value: one from the data, the others from the base
     seed:int=0, # of chains
     batch_size:int=512, # pairs at a time
@@ -136,57 +152,19 @@ def ais_bounds(
     """
     if len(t) != len(s): raise ValueError(f"ais_bounds: t and s must be pairs, got {len(t)} and {len(s)}")
     if n_paths < 2: raise ValueError(f"ais_bounds: n_paths >= 2 expected, got {n_paths}")
-    g, d = generator(seed, t.device), t[0].numel()
-    if model.tilt is not None and path is None:
-        if pilot is None and n_levels > 1:
-            raise ValueError(
-                "ais_bounds: give pilot=, conditions of pairs that are not evaluated here, "
-                "or path=; levels spaced on the same pairs void the certificate"
-            )
-        path = (
-            AnnealPath([0.0, 1.0], [1.0] * 2, [False] * 2, 0.0)
-            if n_levels == 1
-            else anneal_path(model.tilt, model.base.condition(pilot), t.shape[1:], n_levels, g)
-        )
-    parts, acc = [], []
-    for tb, sb in zip(t.split(batch_size), s.split(batch_size)):
-        u, c, log_q0 = model.prepare(tb, sb)
-        if model.tilt is None:
-            parts.append(log_q0.expand(4, -1))
-            continue
-        log_joint = log_q0 - model.tilt(u, c).double()
-        back, a_back = annealed_weights(model.tilt, c, path, g, u)
-        forth, a_forth = zip(
-            *[annealed_weights(model.tilt, c, path, g, shape=u.shape[1:]) for _ in range(n_paths - 1)]
-        )
-        all_w = torch.stack([back, *forth])
-        parts.append(
-            torch.stack(
-                [
-                    log_joint - back,
-                    log_joint - (all_w.logsumexp(0) - math.log(n_paths)),
-                    log_joint - torch.stack(forth).mean(0),
-                    log_q0,
-                ]
-            )
-        )
-        acc.append((a_back, sum(a_forth)/len(a_forth)))
-    x = check_finite(
-        torch.cat(parts, 1), "ais_bounds: log densities", "The tilt or its path has left the finite numbers."
-    )
+    g = generator(seed, t.device)
+    if model.tilt is not None and path is None: path = _levels(model, t, n_levels, pilot, g)
+    batches = zip(t.split(batch_size), s.split(batch_size))
+    parts, acc = zip(*[_log_values(model, *pair, path, n_paths, g) for pair in batches])
+    hint = "The tilt or its path has left the finite numbers."
+    x = check_finite(torch.cat(parts, 1), "ais_bounds: log densities", hint)
     if log_p is not None: x, h_t = x - log_p(t).to(x), 0.
-    lower, multi, upper, base = (Estimate.of(r, d) + h_t for r in x)
-    return Sandwich(
-        lower,
-        multi,
-        upper,
-        base,
-        1 if path is None else path.n_levels,
-        tuple(sum(a) / len(a) for a in zip(*acc)) if acc else (1.0, 1.0),
-        0.0 if path is None else path.length,
-    )
+    values = [Estimate.of(r, t[0].numel()) + h_t for r in x]
+    if path is None: return Sandwich(*values, 1, (1.,1.), 0.)
+    acceptance = (1.,1.) if acc[0] is None else tuple(sum(a)/len(a) for a in zip(*acc))
+    return Sandwich(*values, path.n_levels, acceptance, path.length)
 
-# %% ../../nbs/47_nats.bounds.ipynb #514fe4eb
+# %% ../../nbs/47_nats.bounds.ipynb #0356d264
 def task_draws(
     task:Task, # where pairs come from
     n:int, # training pairs
@@ -197,55 +175,46 @@ def task_draws(
     g = generator(seed)
     return task.sample(n, g), task.sample(100, g)[1], task.sample(n_test, g)
 
-# %% ../../nbs/47_nats.bounds.ipynb #aa92dccb
+# %% ../../nbs/47_nats.bounds.ipynb #7204611b
 def task_bound(
     task:Task, # where pairs come from
     n:int=10_000, # training pairs
     n_test:int=4000, # held-out pairs
     n_levels:int=100, # of `ais_bounds`
     seed:int=0, # of everything
-    # of `task_draws`, if they were made before; the first `n_test` pairs are then evaluated
-    draws:tuple|None=None,
+    draws:tuple|None=None, # of `task_draws`, made before; its first `n_test` held-out pairs are evaluated
     n_paths:int=4, # of `ais_bounds`
     **kw, # further arguments of `fit_tilted`
 ) -> tuple[Sandwich, TiltedModel]:
     "Fit a tilted model on a task and take its certified value."
     train, pilot, test = draws or task_draws(task, n, n_test, seed+1)
     model = fit_tilted(*train, seed=seed, torus=task.torus, **kw)
-    return ais_bounds(
-        model,
-        *[v[:n_test] for v in test],
-        n_levels,
-        pilot,
-        h_t=task.h_t,
-        log_p=task.log_p,
-        n_paths=n_paths,
-        seed=seed,
-    ), model
+    held_out, known = [v[:n_test] for v in test], dict(h_t=task.h_t, log_p=task.log_p)
+    return ais_bounds(model, *held_out, n_levels, pilot, n_paths=n_paths, seed=seed, **known), model
 
-# %% ../../nbs/47_nats.bounds.ipynb #1cb89828
+# %% ../../nbs/47_nats.bounds.ipynb #b58f8ea3
 def plot_sandwich(
-    levels, # numbers of levels
+    levels:list|tuple, # numbers of levels
     curve:list, # a `Sandwich` for each
     truth:float|None=None, # nats, if known
-    ax=None, # axis to draw into
+    ax:object=None, # axis to draw into
 ):
     """Certified values and the over-estimate against the number of levels, with two standard errors; returns
     the axis.
     """
     import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(5,3), layout="constrained")
-    for k,label in (("upper","upper (over-estimate)"), ("multi","multi-sample (certified)"), ("lower","lower (certified)")):
+    kinds = dict(upper="upper (over-estimate)", multi="multi-sample (certified)", lower="lower (certified)")
+    for k,label in kinds.items():
         e = [getattr(c, k) for c in curve]
-        ax.errorbar(
-            levels, [x.mean for x in e], yerr=[2 * x.se for x in e], marker="o", ms=3, capsize=2, label=label
-        )
+        mean, error = [x.mean for x in e], [2*x.se for x in e]
+        ax.errorbar(levels, mean, yerr=error, marker="o", ms=3, capsize=2, label=label)
     if truth is not None: ax.axhline(truth, color="k", lw=.8, ls=":", label="truth")
     ax.set(xscale="log", xlabel="levels", ylabel="nats")
     ax.legend(fontsize=8)
     return ax
 
-# %% ../../nbs/47_nats.bounds.ipynb #1bb7b2ef
+# %% ../../nbs/47_nats.bounds.ipynb #936ade9e
 def conditional_bound(
     t:torch.Tensor, # teacher pictures (n, c, h, w)
     s:torch.Tensor, # student pictures, same latents
@@ -262,17 +231,16 @@ def conditional_bound(
     q = GaussianBase(t.shape[1]).fit(t[fit_], s.cpu()[fit_])
     return -mi_lower_bound(q, t[held_out], s.cpu()[held_out])
 
-# %% ../../nbs/47_nats.bounds.ipynb #edf463fa
+# %% ../../nbs/47_nats.bounds.ipynb #b18b1e84
 def certify_pairs(
     t:torch.Tensor, # pairs (n, ...)
-    s:torch.Tensor,
-    # standard deviation of the noise added to t, image units; 0 for t that has a density of its own
-    noise_floor:float=.1,
+    s:torch.Tensor, # their conditions (n, ...)
+    noise_floor:float=.1, # std of the noise added to t, image units; 0 for t that has a density of its own
     levels:tuple=(60,), # of `ais_bounds`
     seed:int=0, # of noise, split, training and chains
     h_t:float=0., # H(T) in nats, if known
-    log_p=None, # log p(t), if known
-    device="cpu", # where to compute
+    log_p:Callable|None=None, # log p(t), if known
+    device:str|torch.device="cpu", # where to compute
     **kw, # further arguments of `fit_tilted`
 ) -> tuple[list, TiltedModel]: # a `Sandwich` for each of `levels`
     """Add the noise floor, split the pairs in halves at random, fit a tilted model (and space the levels) on
@@ -282,12 +250,10 @@ def certify_pairs(
     t = t + noise_floor*torch.randn(t.shape, generator=g)
     fit_, held_out = ([x[i].to(device) for x in (t, s)] for i in torch.randperm(len(t), generator=g).chunk(2))
     model = fit_tilted(*fit_, seed=seed, **kw)
-    return [
-        ais_bounds(model, *held_out, n, fit_[1][:100], h_t=h_t, log_p=log_p, n_paths=2, seed=seed)
-        for n in levels
-    ], model
+    known = dict(h_t=h_t, log_p=log_p, n_paths=2, seed=seed)
+    return [ais_bounds(model, *held_out, n, fit_[1][:100], **known) for n in levels], model
 
-# %% ../../nbs/47_nats.bounds.ipynb #295791f6
+# %% ../../nbs/47_nats.bounds.ipynb #06a772f3
 def certified_conditional(
     t:torch.Tensor, # teacher pictures (n, c, h, w)
     s:torch.Tensor, # student pictures (n, c', h', w'), same latents
@@ -295,14 +261,12 @@ def certified_conditional(
     n_levels:int=60, # of `ais_bounds`
     seed:int=0, # of noise, split, training and chains
     **kw, # further arguments of `fit_tilted`
-) -> tuple[Sandwich, TiltedModel]: # its values are *minus* bounds: -lower.mean is an upper bound on H(T~|S) in expectation
+) -> tuple[Sandwich, TiltedModel]: # minus its lower value bounds H(T~|S) from above in expectation
     """Certified value of `E[log p(t~|s)]` in nats, for this `noise_floor` only; the pairs are split in
-    halves, one to fit (and to space the levels), one to evaluate.
+    halves, one to fit (and to space the levels), one to evaluate. Raises `ValueError` without a noise floor.
     """
     if noise_floor <= 0:
-        raise ValueError(
-            f"certified_conditional: noise_floor > 0 expected (without noise the "
-            f"information of two networks is infinite), got {noise_floor}"
-        )
+        why = "without noise the information of two networks is infinite"
+        raise ValueError(f"certified_conditional: noise_floor > 0 expected ({why}), got {noise_floor}")
     (sandwich,), model = certify_pairs(t, s, noise_floor, (n_levels,), seed, **kw)
     return sandwich, model

@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['CRITICS', 'METHODS', 'Critic', 'critic_bound', 'cca_bound', 'mi_run', 'mi_table', 'format_mi_table', 'table_summary']
 
-# %% ../../nbs/48_nats.peers.ipynb #7a3725e0
+# %% ../../nbs/48_nats.peers.ipynb #c73f30d4
 import copy, math, time
 import torch, torch.nn.functional as F
+from fastcore.all import patch
+from pathlib import Path
 from torch import nn
 from tqdm.auto import tqdm
 from ..core import check_finite, generator, seeded
 from ..files import Ledger
+from .gaussian import GaussianBase
 from .tasks import TASKS, Task
 from .margins import Margins
-from .gaussian import GaussianBase
 from .bounds import task_bound, task_draws
-from ..methods.vid import VID
 
-# %% ../../nbs/48_nats.peers.ipynb #ac8b6ce2
+# %% ../../nbs/48_nats.peers.ipynb #7099d5fd
 class Critic(nn.Module):
     "Separable critic: scores of all pairs of a batch, `(b, b)`; rows are t."
     def __init__(self,
@@ -28,13 +29,19 @@ class Critic(nn.Module):
         n_features:int=32, # length of the two embeddings
     ):
         super().__init__()
-        net = lambda d: nn.Sequential(
-            nn.Linear(d, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, n_features)
-        )
-        self.t, self.s = net(d_t), net(d_s)
-    def forward(self, t, s): return self.t(t.flatten(1))@self.s(s.flatten(1)).T/self.t[-1].out_features**.5
+        ends = lambda d: (nn.Linear(d, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.t, self.s = (nn.Sequential(*ends(d), nn.Linear(width, n_features)) for d in (d_t, d_s))
 
-# %% ../../nbs/48_nats.peers.ipynb #f1f24cac
+# %% ../../nbs/48_nats.peers.ipynb #e99167b2
+@patch
+def forward(self:Critic,
+    t:torch.Tensor, # (b, ...)
+    s:torch.Tensor, # (b, ...)
+) -> torch.Tensor: # (b, b)
+    "Inner products of the embeddings."
+    return self.t(t.flatten(1))@self.s(s.flatten(1)).T/self.t[-1].out_features**.5
+
+# %% ../../nbs/48_nats.peers.ipynb #c72b42a8
 def _off(x): return x[~torch.eye(len(x), dtype=torch.bool, device=x.device)]
 def _log_mean_exp(x): return x.logsumexp(0) - math.log(len(x))
 
@@ -44,74 +51,93 @@ CRITICS = dict(   # from scores (b, b) to an objective in nats
     DV=lambda x: x.diagonal().mean() - _log_mean_exp(_off(x)),
     SMILE=lambda x: x.diagonal().mean() - _log_mean_exp(_off(x).clamp(-5, 5)))
 
-# %% ../../nbs/48_nats.peers.ipynb #4fce4acc
+# %% ../../nbs/48_nats.peers.ipynb #e80cdb6b
+def _critic_loss(objective, x):
+    "What training descends on: SMILE through the Jensen-Shannon loss, as its authors do."
+    if objective != "SMILE": return -CRITICS[objective](x)
+    return F.softplus(-x.diagonal()).mean() + F.softplus(_off(x)).mean()
+
+# %% ../../nbs/48_nats.peers.ipynb #b85166cf
 def critic_bound(
     objective:str, # one of `CRITICS`
     t:torch.Tensor, # training pairs; a tenth validates
-    s:torch.Tensor,
+    s:torch.Tensor, # the other side
     t_test:torch.Tensor, # held-out pairs
-    s_test:torch.Tensor,
+    s_test:torch.Tensor, # the other side
     seed:int=0, # of initialisation and batches
-    n_steps:int=800, # Adam steps
+    n_steps:int=800, # Adam steps, at least 100
     batch_size:int=256, # pairs a step, each against all others of the batch
     lr:float=1e-3, # of Adam
 ) -> float: # nats, on held-out pairs, in batches of 1,000
-    """Train a separable critic and evaluate it. SMILE is trained through the Jensen-Shannon loss, as its
-    authors do.
-    """
+    "Train a separable critic and evaluate it. Raises `ValueError` for another objective or too few steps."
     if objective not in CRITICS:
         raise ValueError(f"critic_bound: expected one of {list(CRITICS)}, got {objective!r}")
+    if n_steps < 100: raise ValueError(f"critic_bound: n_steps >= 100 expected, got {n_steps}")
     g, value, best = generator(seed), CRITICS[objective], (-math.inf, None)
     with seeded(seed): net = Critic(t[0].numel(), s[0].numel())
     opt, n_val = torch.optim.Adam(net.parameters(), lr), max(16, len(t)//10)
     t_val, s_val, t, s = t[:n_val], s[:n_val], t[n_val:], s[n_val:]
     for i in range(1, n_steps+1):
         k = torch.randint(len(t), (batch_size,), generator=g)
-        x = net(t[k], s[k])
-        loss = (
-            (F.softplus(-x.diagonal()).mean() + F.softplus(_off(x)).mean())
-            if objective == "SMILE"
-            else -value(x)
-        )
+        loss = _critic_loss(objective, net(t[k], s[k]))
         check_finite(loss.detach(), f"critic_bound: {objective} at step {i}", f"Lower lr ({lr:g}).")
         opt.zero_grad()
         loss.backward()
         opt.step()
-        if i % 100 == 0:
-            with torch.no_grad(): v = value(net(t_val, s_val)).item()
-            if v > best[0]: best = v, copy.deepcopy(net.state_dict())
-    if best[1] is None: raise ValueError(f"critic_bound: n_steps >= 100 expected, got {n_steps}")
+        if i % 100: continue
+        with torch.no_grad(): v = value(net(t_val, s_val)).item()
+        if v > best[0]: best = v, copy.deepcopy(net.state_dict())
+    if best[1] is None: raise ValueError(f"critic_bound: {objective} has no finite value on validation pairs")
     net.load_state_dict(best[1])
-    with torch.no_grad():
-        return sum(value(net(a, b)).item() for a, b in zip(t_test.split(1000), s_test.split(1000))) / len(
-            t_test.split(1000)
-        )
+    batches = list(zip(t_test.split(1000), s_test.split(1000)))
+    with torch.no_grad(): return sum(value(net(a, b)).item() for a,b in batches)/len(batches)
 
-# %% ../../nbs/48_nats.peers.ipynb #3ac84de6
+# %% ../../nbs/48_nats.peers.ipynb #155c2c49
+def _white(v):
+    "A map that makes rows `v` white."
+    if v.shape[1] == 1: return v.var().rsqrt().view(1,1)
+    return torch.linalg.cholesky(torch.linalg.inv(v.T.cov() + 1e-9*torch.eye(v.shape[1], dtype=v.dtype)))
+
+# %% ../../nbs/48_nats.peers.ipynb #e2c535ea
 def cca_bound(
     t:torch.Tensor, # training pairs: directions
-    s:torch.Tensor,
+    s:torch.Tensor, # the other side
     t_test:torch.Tensor, # held-out pairs: correlations
-    s_test:torch.Tensor,
+    s_test:torch.Tensor, # the other side
 ) -> float: # nats; the truth if all is Gaussian, else an estimate
     "`-½ Σ log(1-ρ²)` over canonical correlations."
     x, y, x_test, y_test = (v.flatten(1).double() for v in (t, s, t_test, s_test))
-    white = lambda v: (
-        torch.linalg.cholesky(torch.linalg.inv(v.T.cov() + 1e-9 * torch.eye(v.shape[1], dtype=v.dtype)))
-        if v.shape[1] > 1
-        else v.var().rsqrt().view(1, 1)
-    )
     mx, my = x.mean(0), y.mean(0)
-    wx, wy = white(x), white(y)
+    wx, wy = _white(x), _white(y)
     U, _, Vh = torch.linalg.svd(((x-mx)@wx).T@((y-my)@wy)/len(x), full_matrices=False)
     a, b = (x_test-mx)@wx@U, (y_test-my)@wy@Vh.T
     rho = ((a*b).mean(0)/(a.square().mean(0)*b.square().mean(0)).sqrt()).clamp(-.999999, .999999)
     return -.5*torch.log1p(-rho.clamp(min=0)**2).sum().item()
 
-# %% ../../nbs/48_nats.peers.ipynb #bc2c1ebc
+# %% ../../nbs/48_nats.peers.ipynb #a37f2c39
 METHODS = ("tilted", "upper", "VID", "CCA", *CRITICS)
 
-# %% ../../nbs/48_nats.peers.ipynb #094da2a4
+# %% ../../nbs/48_nats.peers.ipynb #d3e05184
+def _vid(task, train, test):
+    "VID's value; NaN where shapes differ or variances are infinite."
+    (t, s), (t_test, s_test) = train, test
+    if t.shape != s.shape or "df 1" in task.name: return math.nan
+    q = GaussianBase(t.shape[1], mean="affine").fit(t, s)
+    with torch.no_grad(): return (q.log_prob(t_test, s_test).double() - task.log_p(t_test)).mean().item()
+
+# %% ../../nbs/48_nats.peers.ipynb #8309380f
+def _peers(task, seed, train, test):
+    "Values of all peers, and the critics' seconds."
+    sides = [Margins(x.shape[1]).fit(x) for x in train]
+    seen = [m(x)[0].flatten(1) for pair in (train, test) for m,x in zip(sides, pair)]
+    values, seconds = dict(VID=_vid(task, train, test), CCA=cca_bound(*seen)), {}
+    for k in CRITICS:
+        start = time.perf_counter()
+        values[k] = critic_bound(k, *seen, seed=seed)
+        seconds[k] = time.perf_counter()-start
+    return values, seconds
+
+# %% ../../nbs/48_nats.peers.ipynb #0a2ea943
 def mi_run(
     task:Task, # where pairs come from
     seed:int, # of everything
@@ -120,54 +146,29 @@ def mi_run(
     n_levels:int=100, # of the tilted model
 ) -> dict: # plain numbers: truth, a value for each of `METHODS`, standard errors, seconds
     "All methods on one draw of a task."
-    start = time.perf_counter()
-    n_test = n_test or (256 if task.sample(1, generator(0))[0].ndim == 4 else 20_000)
-    draws = (t, s), _, test = task_draws(task, n, max(4000, n_test), 1000+seed)
-    b, _ = task_bound(
-        task,
-        n_test=n_test,
-        n_levels=n_levels,
-        seed=seed,
-        draws=draws,
-        n_paths=2,
-        progress=False,
-        **(dict(n_steps=100, n_checks=2, batch_size=64) if t.ndim == 4 else {}),
-    )
+    start, field = time.perf_counter(), task.sample(1, generator(0))[0].ndim == 4
+    n_test = n_test or (256 if field else 20_000)
+    draws = task_draws(task, n, max(4000, n_test), 1000+seed)
+    short = dict(n_steps=100, n_checks=2, batch_size=64) if field else {}
+    fit = dict(n_test=n_test, n_levels=n_levels, seed=seed, draws=draws, n_paths=2, progress=False)
+    b, _ = task_bound(task, **fit, **short)
     seconds = {"tilted": time.perf_counter()-start}
-    # VID needs equal shapes and finite variances
-    vid = math.nan
-    if t.shape == s.shape and "df 1" not in task.name:
-        q = GaussianBase(t.shape[1], mean="affine").fit(t, s)
-        with torch.no_grad(): vid = (q.log_prob(*test).double() - task.log_p(test[0])).mean().item()
-    m_t, m_s = Margins(t.shape[1]).fit(t), Margins(s.shape[1]).fit(s)
-    seen = [m(x)[0].flatten(1) for x,m in ((t,m_t), (s,m_s), (test[0],m_t), (test[1],m_s))]
-    values = {"tilted": b.lower.mean, "upper": b.upper.mean, "VID": vid, "CCA": cca_bound(*seen)}
-    for k in CRITICS:
-        start = time.perf_counter()
-        values[k] = critic_bound(k, *seen, seed=seed)
-        seconds[k] = time.perf_counter()-start
+    peers, peer_seconds = _peers(task, seed, draws[0], draws[2])
+    values = dict(tilted=b.lower.mean, upper=b.upper.mean, **peers)
     return dict(
-        task=task.name,
-        seed=seed,
-        truth=task.mi,
-        values=values,
-        se=b.lower.se,
-        base=b.base.mean,
-        n_levels=b.n_levels,
-        n=n,
-        n_test=n_test,
-        seconds=seconds,
-        acceptance=list(b.acceptance),
+        task=task.name, seed=seed, truth=task.mi, values=values,
+        se=b.lower.se, base=b.base.mean, n_levels=b.n_levels, n=n, n_test=n_test,
+        seconds=seconds | peer_seconds, acceptance=list(b.acceptance),
     )
 
-# %% ../../nbs/48_nats.peers.ipynb #0b3159f3
+# %% ../../nbs/48_nats.peers.ipynb #83c34a14
 def mi_table(
-    path, # JSON lines, one a run; runs that are there are not repeated
-    tasks=None, # names; None: all of `TASKS`
+    path:str|Path, # JSON lines, one a run; runs that are there are not repeated
+    tasks:list|None=None, # names; None: all of `TASKS`
     seeds:int=3, # runs a task
     progress:bool=True, # show a bar
 ) -> list: # all records of the file
-    "Run what is missing and return everything."
+    "Run what is missing and return everything. Raises `ValueError` for unknown tasks."
     unknown = sorted(set(tasks or ()) - TASKS.keys())
     if unknown: raise ValueError(f"mi_table: no task {unknown}; there are {list(TASKS)}")
     with Ledger(path) as ledger:
@@ -176,45 +177,44 @@ def mi_table(
         for name,seed in tqdm(todo, "tasks", disable=not progress): ledger.add(mi_run(TASKS[name], seed))
     return ledger.rows
 
-# %% ../../nbs/48_nats.peers.ipynb #fa1e865c
+# %% ../../nbs/48_nats.peers.ipynb #91ebed28
+def _cell(rows, method):
+    "Mean ± standard deviation over seeds as text, with `!` where it is too high; empty without values."
+    v = torch.tensor([r["values"][method] for r in rows], dtype=torch.float64)
+    if v.isnan().any(): return ""
+    sd = v.std().item() if len(v) > 1 else 0.
+    se = max(sd, rows[0]["se"] if method == "tilted" else 0.)/len(v)**.5
+    high = method != "upper" and v.mean().item() > rows[0]["truth"] + 2*se
+    return f"{v.mean():.3f}" + (f" ± {sd:.3f}" if len(v) > 1 else "") + (" !" if high else "")
+
+# %% ../../nbs/48_nats.peers.ipynb #8f22ecfc
+def _by_task(rows):
+    "Rows of each task."
+    return {name: [r for r in rows if r["task"] == name] for name in dict.fromkeys(r["task"] for r in rows)}
+
 def format_mi_table(
     rows:list, # of `mi_table`
 ) -> str: # markdown
     """Truth, then mean ± standard deviation over seeds; `!` marks a mean above the truth by more than two
     standard errors (of its seeds, and of the pairs for the certified value).
     """
-    out = [
-        "| task | seeds | truth | "
-        + " | ".join({"tilted": "certified", "upper": "forward (over-estimate)"}.get(m, m) for m in METHODS)
-        + " |",
-        "|---" * (3 + len(METHODS)) + "|",
-    ]
-    for name in dict.fromkeys(r["task"] for r in rows):
-        rs = [r for r in rows if r["task"] == name]
-        cells = []
-        for m in METHODS:
-            v = torch.tensor([r["values"][m] for r in rs], dtype=torch.float64)
-            sd = v.std().item() if len(v) > 1 else 0.
-            se = max(sd, rs[0]["se"] if m == "tilted" else 0.)/len(v)**.5
-            high = m != "upper" and v.mean().item() > rs[0]["truth"] + 2*se
-            cells.append(
-                ""
-                if v.isnan().any()
-                else f"{v.mean():.3f}" + (f" ± {sd:.3f}" if len(v) > 1 else "") + (" !" if high else "")
-            )
-        out.append(f"| {name} | {len(rs)} | {rs[0]['truth']:.3f} | " + " | ".join(cells) + " |")
+    names = {"tilted": "certified", "upper": "forward (over-estimate)"}
+    head = ["task", "seeds", "truth", *[names.get(m, m) for m in METHODS]]
+    out = ["| " + " | ".join(head) + " |", "|---"*len(head) + "|"]
+    for name,rs in _by_task(rows).items():
+        cells = [name, str(len(rs)), f"{rs[0]['truth']:.3f}", *[_cell(rs, m) for m in METHODS]]
+        out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
 
-# %% ../../nbs/48_nats.peers.ipynb #5e35c156
+# %% ../../nbs/48_nats.peers.ipynb #af75528f
 def table_summary(
     rows:list, # of `mi_table`
-) -> dict: # task: (error of the certified value, of the best neural peer, excess of the certified value over the truth in standard errors)
-    """Mean over seeds of the absolute error; the best peer is chosen with knowledge of the truth, task by
-    task.
+) -> dict: # task: (error of the certified value, of the best neural peer, excess in standard errors)
+    """Mean over seeds of the absolute errors, and by how many standard errors the certified value exceeds the
+    truth; the best peer is chosen with knowledge of the truth, task by task.
     """
     res = {}
-    for name in dict.fromkeys(r["task"] for r in rows):
-        rs = [r for r in rows if r["task"] == name]
+    for name,rs in _by_task(rows).items():
         err = lambda m: sum(abs(r["values"][m]-r["truth"]) for r in rs)/len(rs)
         excess = sum(r["values"]["tilted"]-r["truth"] for r in rs)/len(rs)/(rs[0]["se"]/len(rs)**.5)
         res[name] = err("tilted"), min(err(m) for m in CRITICS), excess

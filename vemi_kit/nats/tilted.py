@@ -5,73 +5,77 @@
 # %% auto #0
 __all__ = ['TiltedModel', 'TiltTrainer', 'fit_tilt', 'fit_tilted']
 
-# %% ../../nbs/46_nats.tilted.ipynb #cbab727f
+# %% ../../nbs/46_nats.tilted.ipynb #e8a69c7f
 import copy, math
 import torch
-from fastcore.all import store_attr
+from fastcore.all import patch, store_attr
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from ..core import DivergenceError, check_finite, frozen, generator, seeded
 from ..processes import sync_grads
+from .gaussian import LOG_2PI
 from .energies import TiltNet
 from .mala import MALA, Reference, ReplayBuffer, adapt_step
-from .gaussian import LOG_2PI
 from .bases import fit_base
 from .annealing import anneal_path, certified_gain
 
-# %% ../../nbs/46_nats.tilted.ipynb #6fc5b92a
+# %% ../../nbs/46_nats.tilted.ipynb #15e7c5a7
 class TiltedModel(nn.Module):
     "`q(t|s) = q0(t|s) exp(-f(u, c))/Zf(s)`; with `tilt=None` it is its base."
     def __init__(self,
-        # `whiten`, `unwhiten`, `condition`, as `GaussianBase`, `ConditionalBase` or `LocalBase`
-        base:nn.Module,
+        base:nn.Module, # with `whiten`, `unwhiten`, `condition`, as the bases of `nats`
         tilt:nn.Module|None=None, # f(u, c) -> (b,) nats, as `TiltNet` or `Experts`
     ):
         super().__init__()
         self.base, self.tilt, self.log = base, tilt, []
-    def forward(self,
-        t:torch.Tensor, # pairs
-        s:torch.Tensor,
-    ) -> torch.Tensor: # (b,) nats
-        "Energy `-log q(t|s)` but for `log Zf(s)`, with its graph."
-        u, log_det = self.base.whiten(t, s)
-        e = .5*u.flatten(1).square().sum(1) - log_det + .5*u[0].numel()*LOG_2PI
-        return e if self.tilt is None else e + self.tilt(u, self.base.condition(s))
-    @torch.no_grad()
-    def prepare(self,
-        t:torch.Tensor, # pairs
-        s:torch.Tensor,
-    ) -> tuple: # u, c, log q0 (b,) in nats, float64
-        "Whitened residuals, conditions, and the log density of the base."
-        u, log_det = self.base.whiten(t, s)
-        return (
-            u,
-            self.base.condition(s),
-            log_det.double() - 0.5 * u.double().flatten(1).square().sum(1) - 0.5 * u[0].numel() * LOG_2PI,
-        )
-    @torch.no_grad()
-    def sample(self,
-        s:torch.Tensor, # conditions
-        shape:tuple, # of one t
-        g:torch.Generator, # where numbers come from
-        n_steps:int=50, # MALA steps, a jump before each
-        step_size:float=.5, # of the steps
-    ) -> torch.Tensor: # t_hat (b, *shape)
-        """Draw t_hat from q(t|s): chains that begin at the Gaussian that the tilt knows, or the base alone
-        if there is no tilt.
-        """
-        ref = Reference() if self.tilt is None else Reference.of(self.tilt)
-        u = ref.sample((len(s), *shape), g)
-        if self.tilt is not None:
-            chain = MALA(self.tilt, self.base.condition(s), u, ref, g)
-            for _ in range(n_steps):
-                chain.step(1., jump=True)
-                chain.step(step_size)
-            u = chain.state
-        return self.base.unwhiten(u, s)
 
-# %% ../../nbs/46_nats.tilted.ipynb #21d862af
+# %% ../../nbs/46_nats.tilted.ipynb #d148e688
+@patch
+def forward(self:TiltedModel,
+    t:torch.Tensor, # pairs
+    s:torch.Tensor, # their conditions
+) -> torch.Tensor: # (b,) nats
+    "Energy `-log q(t|s)` but for `log Zf(s)`, with its graph."
+    u, log_det = self.base.whiten(t, s)
+    e = .5*u.flatten(1).square().sum(1) - log_det + .5*u[0].numel()*LOG_2PI
+    return e if self.tilt is None else e + self.tilt(u, self.base.condition(s))
+
+# %% ../../nbs/46_nats.tilted.ipynb #15072ce1
+@patch
+@torch.no_grad()
+def prepare(self:TiltedModel,
+    t:torch.Tensor, # pairs
+    s:torch.Tensor, # their conditions
+) -> tuple: # u, c, log q0 (b,) in nats, float64
+    "Whitened residuals, conditions, and the log density of the base."
+    u, log_det = self.base.whiten(t, s)
+    log_q0 = log_det.double() - .5*u.double().flatten(1).square().sum(1) - .5*u[0].numel()*LOG_2PI
+    return u, self.base.condition(s), log_q0
+
+# %% ../../nbs/46_nats.tilted.ipynb #f67e81f0
+@patch
+@torch.no_grad()
+def sample(self:TiltedModel,
+    s:torch.Tensor, # conditions
+    shape:tuple, # of one t
+    g:torch.Generator, # where numbers come from
+    n_steps:int=50, # MALA steps, a jump before each
+    step_size:float=.5, # of the steps
+) -> torch.Tensor: # t_hat (b, *shape)
+    """Draw t_hat from q(t|s): chains that begin at the Gaussian that the tilt knows, or the base alone
+    if there is no tilt.
+    """
+    ref = Reference() if self.tilt is None else Reference.of(self.tilt)
+    u = ref.sample((len(s), *shape), g)
+    if self.tilt is None: return self.base.unwhiten(u, s)
+    chain = MALA(self.tilt, self.base.condition(s), u, ref, g)
+    for _ in range(n_steps):
+        chain.step(1., jump=True)
+        chain.step(step_size)
+    return self.base.unwhiten(chain.state, s)
+
+# %% ../../nbs/46_nats.tilted.ipynb #232453c2
 class TiltTrainer:
     """Contrastive steps on a tilt, `E[f(u)] - E[f(u_hat)]` with u_hat from persistent MALA chains; `gap`,
     `acceptance`, `step_size` and `shortened` tell of the last one.
@@ -90,90 +94,127 @@ class TiltTrainer:
         trust:float=.5, # largest change of f, nats a step
     ):
         store_attr("tilt,g,chain_steps,jump,trust")
-        (
-            self.buffer,
-            self.step_size,
-            self.acceptance,
-            self.gap,
-            self.shortened,
-            self.frozen_for,
-            self.n_steps,
-        ) = ReplayBuffer(chains), 1.0, 1.0, 0.0, 0, 0, 0
+        self.buffer, self.step_size, self.acceptance, self.gap = ReplayBuffer(chains), 1., 1., 0.
+        self.shortened = self.frozen_for = self.n_steps = 0
         raw = [p for n,p in tilt.named_parameters() if n == "raw"]
-        self.opt = torch.optim.AdamW(
-            ([dict(params=raw, weight_decay=0.0)] if raw else [])
-            + [dict(params=[p for n, p in tilt.named_parameters() if n != "raw"], weight_decay=1e-2)],
-            lr,
-            betas=(0.5, 0.99),
+        rest = [p for n,p in tilt.named_parameters() if n != "raw"]
+        groups = [dict(params=raw, weight_decay=0.)] if raw else []
+        self.opt = torch.optim.AdamW([*groups, dict(params=rest, weight_decay=1e-2)], lr, betas=(.5,.99))
+
+# %% ../../nbs/46_nats.tilted.ipynb #f76be328
+@patch
+def _move(self:TiltTrainer, c, k):
+    "Move the chains of slots `k` and return their ends."
+    with frozen(self.tilt):
+        chain = MALA(self.tilt, c, self.buffer[k], Reference.of(self.tilt), self.g)
+        if self.jump: chain.step(1., jump=True)
+        for _ in range(self.chain_steps):
+            self.acceptance = chain.step(self.step_size).mean().item()
+            self.step_size = adapt_step(self.step_size, self.acceptance)
+    self.buffer[k] = chain.state
+    return chain.state
+
+# %% ../../nbs/46_nats.tilted.ipynb #2a66f223
+@patch
+def _check(self:TiltTrainer):
+    "Raise `DivergenceError` if the gap is not finite or the chains have been frozen for 50 steps."
+    advice = f"lower lr ({self.opt.param_groups[-1]['lr']:g}) or trust ({self.trust:g})"
+    if not math.isfinite(self.gap):
+        raise DivergenceError(f"TiltTrainer: the gap is not finite at step {self.n_steps}; {advice}")
+    self.frozen_for = self.frozen_for+1 if self.acceptance < .01 else 0
+    if self.frozen_for == 50:
+        raise DivergenceError(
+            f"TiltTrainer: the chain is frozen (acceptance below 1% for 50 steps, gap "
+            f"{self.gap:.1f} nats at step {self.n_steps}); {advice}"
         )
 
-    def step(self,
-        u:torch.Tensor, # residuals of real pairs (b, ...)
-        c:torch.Tensor, # their conditions
-        k:torch.Tensor, # slots of the chains that take part (b,)
-        lr:float|None=None, # None: as before
-    ) -> torch.Tensor: # u_hat (b, ...), chain ends before the step on f
-        "Move the chains, then the tilt."
-        if lr is not None:
-            for group in self.opt.param_groups: group["lr"] = lr
-        tilt, self.n_steps = self.tilt, self.n_steps+1
-        with frozen(tilt):
-            chain = MALA(tilt, c, self.buffer[k], Reference.of(tilt), self.g)
-            if self.jump: chain.step(1., jump=True)
-            for _ in range(self.chain_steps):
-                self.acceptance = chain.step(self.step_size).mean().item()
-                self.step_size = adapt_step(self.step_size, self.acceptance)
-        self.buffer[k] = u_hat = chain.state
-        f, f_hat = tilt(torch.cat([u, u_hat]), torch.cat([c, c])).chunk(2)
-        gap = (f-f_hat).mean()
-        self.gap, advice = (
-            gap.item(),
-            f"lower lr ({self.opt.param_groups[-1]['lr']:g}) or trust ({self.trust:g})",
-        )
-        if not math.isfinite(self.gap):
-            raise DivergenceError(f"TiltTrainer: the gap is not finite at step {self.n_steps}; {advice}")
-        self.frozen_for = self.frozen_for+1 if self.acceptance < .01 else 0
-        if self.frozen_for == 50:
-            raise DivergenceError(
-                f"TiltTrainer: the chain is frozen (acceptance below 1% for 50 steps, gap "
-                f"{self.gap:.1f} nats at step {self.n_steps}); {advice}"
-            )
-        old = [p.detach().clone() for p in tilt.parameters()]
-        self.opt.zero_grad()
-        gap.backward()
-        sync_grads(tilt.parameters())
-        self.opt.step()
-        self.opt.zero_grad()
-        with torch.no_grad():
-            d = tilt(u_hat, c) - f_hat
-            # of a single chain, a constant counts as well
-            moved = d.std().item() if len(d) > 1 else d.abs().item()
-            if moved > self.trust:
-                self.shortened += 1
-                for p,o in zip(tilt.parameters(), old): p.lerp_(o, 1-self.trust/moved)
-        return u_hat
+# %% ../../nbs/46_nats.tilted.ipynb #ebb51f54
+@patch
+def _descend(self:TiltTrainer, gap):
+    "A step of the optimiser; returns the parameters before it."
+    old = [p.detach().clone() for p in self.tilt.parameters()]
+    self.opt.zero_grad()
+    gap.backward()
+    sync_grads(self.tilt.parameters())
+    self.opt.step()
+    self.opt.zero_grad()
+    return old
 
-    _counters = ("step_size", "shortened", "frozen_for", "n_steps")
-    def state_dict(self) -> dict:
-        "Chains, optimiser and counters; the tilt and the generator have states of their own."
-        return dict(
-            chains=self.buffer.states,
-            opt=self.opt.state_dict(),
-            **{k: getattr(self, k) for k in self._counters},
-        )
-    def load_state_dict(self, state:dict):
-        "Take up what `state_dict` gave; chains stay on their device."
-        self.buffer.states.copy_(state["chains"])
-        self.opt.load_state_dict(state["opt"])
-        for k in self._counters: setattr(self, k, state[k])
+# %% ../../nbs/46_nats.tilted.ipynb #ca4da308
+@patch
+@torch.no_grad()
+def _shorten(self:TiltTrainer, old, change):
+    "Go back part of the way if f changed on the chains by more than `trust`; of one chain, a shift counts."
+    moved = change.std().item() if len(change) > 1 else change.abs().item()
+    if moved <= self.trust: return
+    self.shortened += 1
+    for p,o in zip(self.tilt.parameters(), old): p.lerp_(o, 1-self.trust/moved)
 
-# %% ../../nbs/46_nats.tilted.ipynb #96997fa5
+# %% ../../nbs/46_nats.tilted.ipynb #4d30ef13
+@patch
+def step(self:TiltTrainer,
+    u:torch.Tensor, # residuals of real pairs (b, ...)
+    c:torch.Tensor, # their conditions
+    k:torch.Tensor, # slots of the chains that take part (b,)
+    lr:float|None=None, # None: as before
+) -> torch.Tensor: # u_hat (b, ...), chain ends before the step on f
+    "Move the chains, then the tilt."
+    if lr is not None:
+        for group in self.opt.param_groups: group["lr"] = lr
+    self.n_steps += 1
+    u_hat = self._move(c, k)
+    f, f_hat = self.tilt(torch.cat([u, u_hat]), torch.cat([c, c])).chunk(2)
+    gap = (f-f_hat).mean()
+    self.gap = gap.item()
+    self._check()
+    old = self._descend(gap)
+    with torch.no_grad(): self._shorten(old, self.tilt(u_hat, c) - f_hat)
+    return u_hat
+
+# %% ../../nbs/46_nats.tilted.ipynb #e1d83863
+TiltTrainer.counters = ("step_size", "shortened", "frozen_for", "n_steps")
+
+# %% ../../nbs/46_nats.tilted.ipynb #de160625
+@patch
+def state_dict(self:TiltTrainer) -> dict:
+    "Chains, optimiser and counters; the tilt and the generator have states of their own."
+    counters = {k: getattr(self, k) for k in self.counters}
+    return dict(chains=self.buffer.states, opt=self.opt.state_dict(), **counters)
+
+# %% ../../nbs/46_nats.tilted.ipynb #0bedb5fb
+@patch
+def load_state_dict(self:TiltTrainer, state:dict):
+    "Restore what `state_dict` gave; chains stay on their device."
+    self.buffer.states.copy_(state["chains"])
+    self.opt.load_state_dict(state["opt"])
+    for k in self.counters: setattr(self, k, state[k])
+
+# %% ../../nbs/46_nats.tilted.ipynb #c6e4bb04
+class _Best:
+    "The running average of a tilt, measured by its certified gain; `state` is the best so far."
+    def __init__(self, tilt, c, val, g):
+        self.average = AveragedModel(tilt, multi_avg_fn=get_ema_multi_avg_fn(.99), use_buffers=True)
+        self.c, self.val, self.g, self.log, self.gain, self.state = c, val, g, [], 0., None
+    def check(self, step, trainer):
+        m, (u, c) = self.average.module.requires_grad_(False), self.val
+        path = anneal_path(m, self.c[:64], u.shape[1:], 40, self.g)
+        gain = certified_gain(m, u[:512], c[:512], path, self.g).mean().item()
+        vital = {k: getattr(trainer, k) for k in ("gap","acceptance","step_size","shortened")}
+        self.log.append(dict(step=step, gain=gain, length=path.length, **vital))
+        if gain > self.gain: self.gain, self.state = gain, copy.deepcopy(m.state_dict())
+    def take(self):
+        "The best tilt, or None if nothing was gained."
+        if self.state is None: return None
+        self.average.module.load_state_dict(self.state)
+        return self.average.module.requires_grad_(False).eval()
+
+# %% ../../nbs/46_nats.tilted.ipynb #2614333f
 def fit_tilt(
     tilt:TiltNet, # fresh
     u:torch.Tensor, # residuals of the training pairs (n, ...)
     c:torch.Tensor, # their conditions
     u_val:torch.Tensor, # validation pairs
-    c_val:torch.Tensor,
+    c_val:torch.Tensor, # their conditions
     g:torch.Generator, # of chains and batches
     n_steps:int=600, # energy steps
     batch_size:int=128, # pairs a step
@@ -182,42 +223,25 @@ def fit_tilt(
     trust:float=.5, # largest standard deviation of the change of f on the chains, nats a step
     n_checks:int=4, # how often the certified gain is measured
     progress:bool=True, # show a bar
-) -> tuple[TiltNet|None, list]: # None if nothing is gained; log of dicts: step, gap, acceptance, step_size, shortened, gain
-    """Contrastive training of a tilt with persistent per-sample MALA chains. Raises `DivergenceError` with
-    the reason.
+) -> tuple[TiltNet|None, list]: # None if nothing is gained; figures of each check
+    """Contrastive training of a tilt with persistent per-sample MALA chains. The log has a dict a check:
+    step, gap, acceptance, step_size, shortened, gain. Raises `DivergenceError` with the reason.
     """
     tilt.fit_quadratic(u)
-    ref, log, best = Reference.of(tilt), [], (0., None)
-    trainer = TiltTrainer(tilt, ref.sample(u.shape, g), g, lr, chain_steps, True, trust)
-    average = AveragedModel(tilt, multi_avg_fn=get_ema_multi_avg_fn(.99), use_buffers=True)
-    def check(i, **kw):
-        nonlocal best
-        m = average.module.requires_grad_(False)
-        path = anneal_path(m, c[:64], u.shape[1:], 40, g)
-        gain = certified_gain(m, u_val[:512], c_val[:512], path, g).mean().item()
-        log.append(dict(step=i, gain=gain, length=path.length, **kw))
-        if gain > best[0]: best = gain, copy.deepcopy(m.state_dict())
-    vital = lambda: dict(
-        gap=trainer.gap,
-        acceptance=trainer.acceptance,
-        step_size=trainer.step_size,
-        shortened=trainer.shortened,
-    )
-    check(0, **vital())
+    trainer = TiltTrainer(tilt, Reference.of(tilt).sample(u.shape, g), g, lr, chain_steps, True, trust)
+    best = _Best(tilt, c, (u_val, c_val), g)
+    best.check(0, trainer)
     for i in tqdm(range(1, n_steps+1), "fitting the tilt", disable=not progress, mininterval=2):
         k = torch.randint(len(u), (batch_size,), generator=g, device=g.device)
         trainer.step(u[k], c[k], k, lr*min(1, i/50)*(1-.95*i/n_steps))
-        average.update_parameters(tilt)
-        if i % max(1, n_steps//n_checks) == 0: check(i, **vital())
-    if best[1] is None: return None, log
-    m = average.module
-    m.load_state_dict(best[1])
-    return m.requires_grad_(False).eval(), log
+        best.average.update_parameters(tilt)
+        if i % max(1, n_steps//n_checks) == 0: best.check(i, trainer)
+    return best.take(), best.log
 
-# %% ../../nbs/46_nats.tilted.ipynb #3284bf29
+# %% ../../nbs/46_nats.tilted.ipynb #a65d5b78
 def fit_tilted(
     t:torch.Tensor, # training pairs; a tenth of them validates
-    s:torch.Tensor,
+    s:torch.Tensor, # their conditions
     seed:int=0, # of everything
     torus:bool=False, # pictures whose opposite edges touch
     width:int|None=None, # of the tilt's network; None: 8 for pictures, 48 for vectors
@@ -234,9 +258,7 @@ def fit_tilted(
     base = fit_base(t[n_val:], s[n_val:], t[:n_val], s[:n_val], g, padding) if base is None else base
     model = TiltedModel(base)
     u, c, _ = model.prepare(t, s)
-    with seeded(seed):
-        tilt = TiltNet(u.shape[1:], c.shape[1], width or (8 if u.ndim == 4 else 48), padding=padding).to(
-            t.device
-        )
+    width = width or (8 if u.ndim == 4 else 48)
+    with seeded(seed): tilt = TiltNet(u.shape[1:], c.shape[1], width, padding=padding).to(t.device)
     model.tilt, model.log = fit_tilt(tilt, u[n_val:], c[n_val:], u[:n_val], c[:n_val], g, **kw)
     return model.eval()
