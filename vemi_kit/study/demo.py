@@ -37,8 +37,9 @@ def _line(ax, runs, key, colour, label, ls="-"):
     ax.plot(x, [statistics.mean(y) for y in zip(*ys)], color=colour, lw=1.8, ls=ls, label=label)
 
 # %% ../../nbs/98_study.demo.ipynb #221d5624
-TITLES = ("held-out L1 to the teacher", f"Gaussian bound on H(T~|S), nats/dim\n(noise floor σ_n = {NOISE_FLOOR})",
-          "energies", "gap E(t,s) - E(t_hat,s)", "drift |t_hat - s|")
+TITLES = (
+    "held-out L1 to the teacher", f"Gaussian bound on H(T~|S), nats/dim\n(noise floor σ_n = {NOISE_FLOOR})",
+    "energies", "gap E(t,s) - E(t_hat,s)", "drift |t_hat - s|")
 
 def plot_curves(
     records:list, # of `demo_record`
@@ -62,9 +63,9 @@ def plot_curves(
 
 # %% ../../nbs/98_study.demo.ipynb #3168a533
 DEMO_MEASURES = ("frechet_teacher", "frechet_real", "l1", "psnr", "ssim", "nats_per_dim")
-FACTS = f"""H(T~|S) is bounded from above by the Gaussian base with noise floor σ_n = {NOISE_FLOOR} (image units),
-fitted on one half of the held-out pairs and evaluated on the other; lower means that the student tells more
-about the teacher. Fréchet distances are estimates; the last row shows what the teacher itself scores when it
+FACTS = f"""H(T~|S) is bounded from above by the Gaussian base with noise floor σ_n = {NOISE_FLOOR} (in image
+units), fitted on one half of the held-out pairs and evaluated on the other; lower means that the student tells
+more about the teacher. Fréchet distances are estimates; the last row shows what the teacher itself scores when it
 is judged like a student. The VEM term is the paper's (arXiv 2303.16050); at this size its settings, made for
 256x256 pictures, are not tuned."""
 
