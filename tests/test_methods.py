@@ -266,3 +266,17 @@ def test_methods_that_cannot_work_say_so(task):
     with pytest.raises(ValueError, match="needs paired batches"): go(unpaired)
     flat = Objective("omgd", omgd=dict(discriminator=SNDiscriminator(16, 1, 8)))
     with pytest.raises(TypeError, match="no number of blocks"): go(flat)
+
+
+@pytest.mark.parametrize("method", ["features", "channel", "attention", "similarity", "crd", "cat", "vid_features"])
+def test_activations_in_place_change_no_feature(method):
+    "The same function, its activations in place or not: the same first loss."
+    x = torch.linspace(-1, 1, 12*64).view(12, 1, 8, 8)
+    def first(inplace):
+        set_seed(0)
+        last = lambda: nn.Sequential(nn.Conv2d(4, 1, 3, padding=1), nn.Tanh())
+        make = lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace), *last())
+        objective = Objective(method, **{method: dict(layers=["0"])})
+        r = distill(make(), make(), Same(x), objective, n_steps=1, log_every=1, device="cpu", progress=False)
+        return r[History].rows[0][method]
+    assert first(True) == first(False)
