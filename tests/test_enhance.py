@@ -100,7 +100,8 @@ def test_folder_of_all_kinds_one_bad_file_and_again(tmp_path, student, here):
     assert r.returncode == 0 and "6 written" in r.stdout
 
 
-@pytest.mark.parametrize("sig, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize("sig, code", [
+    (signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_interrupted_apply_goes_on(tmp_path, student, here, wait_for, sig, code):
     "Whatever stops it, no half file stands under a good name, and the same command finishes the rest."
     pictures(tmp_path/"in", 40, 120, 160)
@@ -109,7 +110,7 @@ def test_interrupted_apply_goes_on(tmp_path, student, here, wait_for, sig, code)
     wait_for(lambda: len(list(out.glob("*.png"))) >= 3, p)
     p.send_signal(sig)
     _, err = p.communicate(timeout=600)
-    assert p.returncode == code and ("Interrupted" in err) == (sig == signal.SIGINT)
+    assert p.returncode == code and ("Interrupted" in err) == (sig != signal.SIGKILL)
     done = {f: f.stat().st_mtime_ns for f in out.glob("*.png")}
     assert 3 <= len(done) < 40
     for f in done: Image.open(f).load()
@@ -127,14 +128,15 @@ ARGS = (
 ).split()
 
 
-def test_training_interrupted_resumed_and_applied(tmp_path, here, wait_for):
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_training_interrupted_resumed_and_applied(tmp_path, here, wait_for, sig):
     pictures(tmp_path/"in", 6)
     whole = here(*["whole" if a == "rep" else a for a in ARGS])
     assert whole.returncode == 0, whole.stderr
     p = start(tmp_path, *ARGS, "--threads", "1")
     history = tmp_path/"rep/student/history.jsonl"
     wait_for(lambda: history.exists() and history.read_text().count("\n") >= 2, p)
-    p.send_signal(signal.SIGINT)
+    p.send_signal(sig)
     _, err = p.communicate(timeout=600)
     assert p.returncode == 130 and "--resume" in err and not (tmp_path/"rep/student.safetensors").exists()
     r = here(*ARGS)
@@ -168,3 +170,64 @@ def test_bad_arguments(tmp_path, student, here, args, message):
     r = here(*args.format(student=student).split())
     assert r.returncode == 1 and message in r.stderr and "Traceback" not in r.stderr
     assert not (tmp_path/"o").exists()
+
+
+def train(*args):
+    "Arguments of a training of a few steps."
+    short = "--teacher-width 4 --teacher-depth 1 --teacher-steps 2 --steps 2 --crop 16 --batch-size 2 --width 2"
+    return ["train", *args, *short.split(), "--methods", "l1"]
+
+
+def test_a_small_held_out_picture_is_judged_or_refused_before_training(tmp_path, here):
+    pictures(tmp_path/"in", 3, 96, 96)
+    pictures(tmp_path/"held", 1, 28, 28)
+    pictures(tmp_path/"tiny", 1, 14, 60)
+    r = here(*train("in", "--test", "held", "--out", "o"))
+    assert r.returncode == 0 and "only 0 patches" in (tmp_path/"o/report.md").read_text(), r.stderr
+    r = here(*train("in", "--test", "tiny", "--out", "p"))
+    assert r.returncode == 1 and "00.png': it is 14x60" in r.stderr and not (tmp_path/"p").exists()
+
+
+def test_resume_keeps_the_pictures_and_a_mistake_does_not_lock_the_folder(tmp_path, here, monkeypatch):
+    pictures(tmp_path/"in", 12, 64, 64)
+    # it fails in the first step: nothing was trained, so other settings may take the folder
+    with monkeypatch.context() as m:
+        m.setattr("vemi_kit.enhance.train.Enhancer.train_teacher", lambda *a, **k: 1/0)
+        r = here(*train("in", "--out", "o", "--seed", "7"))
+    assert r.returncode == 1 and "division" in r.stderr and (tmp_path/"o/settings.json").exists()
+    assert here(*train("in", "--out", "o")).returncode == 0
+    split = json.loads((tmp_path/"o/settings.json").read_text())["pictures"]
+    assert (len(split["train"]), len(split["held"])) == (11, 1)
+    for name in ("a", "zz"): shutil.copy(tmp_path/"in/00.png", tmp_path/f"in/{name}.png")
+    before = (tmp_path/"o/student.safetensors").read_bytes()
+    r = here(*train("in", "--out", "o"), "--resume")
+    assert r.returncode == 1 and "2 (a.png, zz.png)" in r.stderr and "trained on" in r.stderr
+    assert (tmp_path/"o/student.safetensors").read_bytes() == before
+    for name in ("a", "zz"): (tmp_path/f"in/{name}.png").unlink()
+    assert here(*train("in", "--out", "o"), "--resume").returncode == 0
+    # the same names, another picture
+    first, second = split["train"][:2]
+    shutil.copy(tmp_path/first, tmp_path/second)
+    assert here(*train("in", "--out", "o"), "--resume").returncode == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file names are Unicode there")
+def test_names_that_are_not_utf8(tmp_path):
+    "In a UTF-8 locale that refuses to encode them: they are escaped in all that is printed and written."
+    strict = {**ENV, "PYTHONIOENCODING": "utf-8:strict"}
+    old = os.fsencode(tmp_path/"in") + b"/caf\xe9.png"
+    pictures(tmp_path/"in", 3, 64, 64)
+    pictures(tmp_path/"held", 1, 64, 64)
+    shutil.copy(tmp_path/"in/00.png", os.fsencode(tmp_path/"held") + b"/caf\xe9.png")
+    open(old, "wb").write(b"x")
+    call = lambda args: subprocess.run(
+        [*COMMAND, *args, "--device", "cpu"], cwd=tmp_path, capture_output=True, timeout=300, env=strict)
+    r = call(["apply", "in", "--out", "out"])
+    assert r.returncode == 1 and b"Traceback" not in r.stderr, r.stderr
+    assert b"failed: in/caf\\udce9.png" in r.stdout and b"3 written" in r.stdout
+    os.unlink(old)
+    r = call(train("in", "--test", "held", "--out", "o"))
+    assert r.returncode == 0, r.stderr
+    assert "caf\\udce9.png" in (tmp_path/"o/report.md").read_text(encoding="utf-8")
+    rows = json.loads((tmp_path/"o/report.json").read_text())["evaluation"]["rows"]
+    assert "caf\udce9.png" in {r["picture"] for r in rows}

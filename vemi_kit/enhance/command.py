@@ -18,19 +18,41 @@ from .restorer import load_restorer, save_restorer
 from .train import Enhancer
 from .files import enhance_folder
 
-# %% ../../nbs/81_enhance.command.ipynb #99c1e4a1
-def _earlier_settings(path, settings, resume):
-    "Settings of the run that is there, checked against these; empty if there is none."
-    if not path.exists(): return {}
+# %% ../../nbs/81_enhance.command.ipynb #c9c3abaf
+def _begun(out):
+    "Is there anything in the folder that training has made?"
+    there = ("teacher/checkpoint.pt", "teacher.safetensors", "student/checkpoint.pt", "student.safetensors")
+    return any((out/p).exists() for p in there)
+
+def _earlier_settings(out, settings, resume):
+    "Settings of the run that is in the folder, checked against these; empty if there is none."
+    path = out/"settings.json"
+    if not _begun(out): return {}
     if not resume:
         hint = "pass --resume to go on with it, or choose another --out"
-        raise FileExistsError(f"{str(path.parent)!r} holds an earlier run; {hint}")
-    was = json.loads(path.read_text())
+        raise FileExistsError(f"{str(out)!r} holds an earlier run; {hint}")
+    if not path.exists(): raise FileNotFoundError(f"no {str(path)!r}: a run without it cannot be resumed")
+    try: was = json.loads(path.read_text())
+    except ValueError as e: raise ValueError(f"{path} cannot be read ({e}); choose another --out") from None
     odd = {k: (was.get(k), v) for k,v in settings.items() if was.get(k) != v}
     if not odd: return was
-    hint = "repeat the command that began it, with --resume"
+    hint = "repeat the command that began it, with --resume, or choose another --out"
+    raise ValueError(f"{str(out)!r} holds a run with other settings; (there, now) differ in {odd}; {hint}")
+
+# %% ../../nbs/81_enhance.command.ipynb #668b1727
+def _pictures(e):
+    "What a resumed run has to find again: names of the pictures, and a hash."
+    return dict(train=[*map(str, e.photos.names)], held=[*map(str, e.held.names)], hash=e.crops.pictures)
+
+def _same_pictures(then, now):
+    "Raise `ValueError` if the pictures are not those that the run began with."
+    if now == (then or now): return
+    old, new = ({*p["train"], *p["held"]} for p in (then, now))
+    some = lambda names: f"{len(names)} ({', '.join(sorted(Path(n).name for n in names)[:4])})"
     raise ValueError(
-        f"{str(path.parent)!r} holds a run with other settings; (there, now) differ in {odd}; {hint}"
+        f"the pictures are not those that the run began with: new {some(new-old)}, missing {some(old-new)}, then "
+        f"{then['hash']}, now {now['hash']}. It could be judged on pictures that it was trained on: restore the "
+        f"folder, or choose another --out"
     )
 
 # %% ../../nbs/81_enhance.command.ipynb #e6e2403a
@@ -108,9 +130,12 @@ def train(
     print(told)
     print(f"Student: {Path(out)/'student.safetensors'}, report: {Path(out)/'report.md'}")
 
-# %% ../../nbs/81_enhance.command.ipynb #4e9317dc
+# %% ../../nbs/81_enhance.command.ipynb #b8fe67cf
 def _prepare(out, s, was, device):
     "An `Enhancer` with its teacher and its student, untrained, for settings `s`."
+    for k in ("steps","teacher_steps"):
+        if s[k] < 1: raise ValueError(f"{k}: expected at least 1, got {s[k]}")
+    if out.exists() and not out.is_dir(): raise NotADirectoryError(f"{str(out)!r} is a file; give a folder")
     Objective(s["methods"])                 # a misspelt formula fails here
     picked = {k: s[k] for k in ("task","folder","test","crop","batch_size","seed")}
     e = Enhancer(**picked, out=out, device=device, resume=True)
@@ -121,12 +146,15 @@ def _prepare(out, s, was, device):
     else: e.make_student(**_budget(s["width"], s["macs_ratio"], s["latency_ms"]))
     return e
 
-# %% ../../nbs/81_enhance.command.ipynb #a0b6e42c
+# %% ../../nbs/81_enhance.command.ipynb #28124379
 def _train(out, s, resume, device):
     "The whole way for settings `s`; returns the table."
-    known = out/"settings.json"
-    e = _prepare(out, s, _earlier_settings(known, s, resume), device)
-    write_text(known, json.dumps(dict(s, student_width=e.student.net.config["width"]), indent=1))
+    was = _earlier_settings(out, s, resume)
+    e = _prepare(out, s, was, device)
+    kept = dict(s, student_width=e.student.net.config["width"], pictures=_pictures(e))
+    _same_pictures(was.get("pictures"), kept["pictures"])
+    if not was: e.rehearse(s["methods"], s["positive"])
+    write_text(out/"settings.json", json.dumps(kept, indent=1))
     if not s["teacher"]:
         e.train_teacher(s["teacher_steps"], width=s["teacher_width"], depth=s["teacher_depth"])
         save_restorer(out/"teacher.safetensors", e.teacher, half=False)

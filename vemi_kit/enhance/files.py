@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['JOURNAL', 'Picture', 'read_picture', 'write_picture', 'file_hash', 'FolderReport', 'output_names', 'enhance_folder']
 
-# %% ../../nbs/80_enhance.files.ipynb #90803b73
+# %% ../../nbs/80_enhance.files.ipynb #fd2a372b
 import hashlib, json, os, sys, warnings
 import numpy as np, torch
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fastcore.all import patch
 from pathlib import Path
 from tqdm.auto import tqdm
-from ..files import atomic_write, weights_hash
-from ..data.folders import image_files
+from ..files import atomic_write, lock_file, weights_hash
+from ..data.folders import find_images, image_files, upright
 from .restorer import Baseline, Restorer
 from .tiles import enhance
 
@@ -29,21 +30,28 @@ class Picture:
     bits:int=8
     info:dict=field(default_factory=dict)
 
-# %% ../../nbs/80_enhance.files.ipynb #fec1171b
+# %% ../../nbs/80_enhance.files.ipynb #7aafa885
+_GREY = ("1","L","LA","I","I;16","I;16B","I;16L")
+
+def _profile(im):
+    "The colour profile, unless it is of other colours than the restored file's."
+    profile = im.info.get("icc_profile") or b""
+    named = {b"GRAY": True, b"RGB ": False, b"CMYK": None, b"Lab ": None}
+    return profile if named.get(profile[16:20], im.mode in _GREY) == (im.mode in _GREY) else None
+
 def _decode(path):
     "The upright picture, how its file stores pixels, the number of frames, and what else the file says."
-    from PIL import Image, ImageOps
+    from PIL import Image
+    if Path(path).exists() and not Path(path).is_file(): raise OSError("is not a regular file")
     with warnings.catch_warnings():
         # large ones are welcome
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         im = Image.open(path)
-    raw, frames = str(getattr(im, "tile", "")), getattr(im, "n_frames", 1)
+    # the further pictures of an MPO are previews, or views of another eye
+    raw, frames = str(getattr(im, "tile", "")), 1 if im.format == "MPO" else getattr(im, "n_frames", 1)
     im.load()
-    up = ImageOps.exif_transpose(im)
-    exif = up.getexif()
-    exif.pop(0x0112, None)
-    info = dict(icc_profile=im.info.get("icc_profile"), exif=exif.tobytes() if len(exif) else None)
-    return up, raw, frames, {k: v for k,v in info.items() if v}
+    up, exif = upright(im, path)
+    return up, raw, frames, {k: v for k,v in dict(icc_profile=_profile(im), exif=exif).items() if v}
 
 # %% ../../nbs/80_enhance.files.ipynb #3a377955
 def _open(path):
@@ -131,19 +139,35 @@ class FolderReport:
     def __str__(self):
         return f"{len(self.written)} written, {len(self.skipped)} already there, {len(self.failed)} failed"
 
-# %% ../../nbs/80_enhance.files.ipynb #da246755
+# %% ../../nbs/80_enhance.files.ipynb #cbccf442
 def _record(line):
     "A line of the journal; None for one that was cut off."
     try: r = json.loads(line)
     except json.JSONDecodeError: return None
-    return r if isinstance(r, dict) and "output" in r else None
+    keys = {"output","output_sha","source_sha","settings"}
+    return r if isinstance(r, dict) and keys <= r.keys() else None
 
 def _journal(path):
     "{output name: record}; a line that a power cut left incomplete does not count."
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ()
     return {r["output"]: r for r in map(_record, lines) if r}
 
-# %% ../../nbs/80_enhance.files.ipynb #8961895e
+# %% ../../nbs/80_enhance.files.ipynb #60a9b9da
+@contextmanager
+def _open_journal(out):
+    "The journal of `out`, for this process only; nothing is left of one that stays empty."
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"out={str(out)!r} is a file; give a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out/JOURNAL
+    try:
+        with path.open("a", encoding="utf-8") as journal:
+            lock_file(journal, path)
+            yield journal
+    finally:
+        if path.exists() and not path.stat().st_size: path.unlink()
+
+# %% ../../nbs/80_enhance.files.ipynb #1ca9a42b
 def output_names(
     files:list, # pictures
     folder:Path, # that they are in
@@ -154,23 +178,27 @@ def output_names(
     rel = {f: f.relative_to(folder) for f in files}
     bare = {f: r.with_suffix("").as_posix().lower() for f,r in rel.items()}
     count = Counter(bare.values())
-    name = lambda f, r: r.with_suffix(".png") if count[bare[f]] == 1 else r.with_name(r.name + ".png")
+    folders = {p.as_posix().lower() for r in rel.values() for p in r.parents}
+    alone = lambda f: count[bare[f]] == 1 and f"{bare[f]}.png" not in folders
+    name = lambda f, r: r.with_suffix(".png") if alone(f) else r.with_name(r.name + ".png")
     names = {f: name(f, r).as_posix() for f,r in rel.items()}
     if len({n.lower() for n in names.values()}) == len(names): return names
     some = f"{sorted(names.values())[:3]} ..."
     hint = "rename those that end like 'a.png.jpg'"
     raise ValueError(f"the pictures of {str(folder)!r} cannot all keep their names as PNG ({some}); {hint}")
 
-# %% ../../nbs/80_enhance.files.ipynb #b3595aa2
+# %% ../../nbs/80_enhance.files.ipynb #eb0bd32a
 def _sources(folder, out):
-    "The pictures to restore, and the folder that their names are relative to."
+    "The pictures to restore, what only looks like one, and the folder that their names are relative to."
     base = folder.parent if folder.is_file() else folder
     if out.resolve() == base.resolve():
         raise ValueError(f"out={str(out)!r} is the folder of the pictures itself; choose another")
-    if folder.is_file(): return [folder], base
-    files = [f for f in image_files(folder) if out.resolve() not in f.resolve().parents]
-    if not files: raise FileNotFoundError(f"folder {str(folder)!r} holds no picture outside {str(out)!r}")
-    return files, base
+    if folder.is_file(): return [folder], [], base
+    files, odd = find_images(folder)
+    if not files + odd: image_files(folder)        # raises
+    files = [f for f in files if out.resolve() not in f.resolve().parents]
+    if files + odd: return files, odd, base
+    raise FileNotFoundError(f"folder {str(folder)!r} holds no picture outside {str(out)!r}")
 
 # %% ../../nbs/80_enhance.files.ipynb #e921136e
 def _finished(record, source, target, settings):
@@ -191,32 +219,37 @@ def _refuse_to_replace(there, out):
         f"from these files; pass overwrite=True (--overwrite), or choose another folder"
     )
 
-# %% ../../nbs/80_enhance.files.ipynb #7c5ef9b1
+# %% ../../nbs/80_enhance.files.ipynb #a4221500
 def _restore_file(restorer, source, out, name, settings, journal, **kw):
     "Restore one file: it is in the journal before it takes its place, which does no harm if it never does."
     source_sha = file_hash(source)
     with atomic_write(out/name) as part:
         sha = write_picture(part, restorer.restore(read_picture(source), **kw))
         row = dict(output=name, output_sha=sha, source=source.name, source_sha=source_sha, settings=settings)
-        journal.write(json.dumps(row) + "\n")
+        # a line begins with its end: one that was cut off spoils no other
+        journal.write("\n" + json.dumps(row))
         journal.flush()
         os.fsync(journal.fileno())
 
-# %% ../../nbs/80_enhance.files.ipynb #f5da0bb8
-def _restore_files(restorer, todo, out, names, settings, report, progress, **kw):
-    "Restore file after file and note in `report` how it went."
-    bar = tqdm(todo, "restoring", disable=not progress, unit="picture")
-    with bar, (out/JOURNAL).open("a", encoding="utf-8") as journal:
-        # after a line that was cut off
-        journal.write("\n" if (out/JOURNAL).stat().st_size else "")
+# %% ../../nbs/80_enhance.files.ipynb #5ab827aa
+def _say(bar, text):
+    "Write to stderr above the bar, whatever the console can encode."
+    code = getattr(sys.stderr, "encoding", None) or "utf-8"
+    bar.write(text.encode(code, "backslashreplace").decode(code), file=sys.stderr)
+
+def _restore_files(restorer, todo, out, names, settings, journal, report, progress, **kw):
+    "Restore file after file and note in `report` how it went; whatever a file does, the others are done."
+    with tqdm(todo, "restoring", disable=not progress, unit="picture") as bar:
+        for f,why in report.failed.items(): _say(bar, f"{f}: {why}")
         for f in bar:
             try: _restore_file(restorer, f, out, names[f], settings, journal, **kw)
-            except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as e:
-                report.failed[f] = str(e)
-                bar.write(f"{f}: {str(e).removeprefix(f'{f}: ')}", file=sys.stderr)
+            except Exception as e:
+                kind = "" if isinstance(e, (ValueError, OSError, RuntimeError)) else f"{type(e).__name__}: "
+                report.failed[f] = kind + str(e).removeprefix(f"{f}: ")
+                _say(bar, f"{f}: {report.failed[f]}")
             else: report.written.append(f)
 
-# %% ../../nbs/80_enhance.files.ipynb #befaffd2
+# %% ../../nbs/80_enhance.files.ipynb #a52b0da6
 def enhance_folder(
     restorer:Restorer, # on the device that does the work
     folder:str|Path, # pictures, also in subfolders; or one file
@@ -227,18 +260,19 @@ def enhance_folder(
 ) -> FolderReport:
     """Restore all pictures of a folder to `out`. Raises `FileNotFoundError` without pictures,
     `FileExistsError` if one would be replaced, `ValueError` for the folder itself as `out` or for wrong
-    tiles; bad files are reported in the result.
+    tiles, `RuntimeError` if another process writes to `out`; bad files are reported in the result.
     """
     folder, out = Path(folder), Path(out)
-    files, base = _sources(folder, out)
+    files, odd, base = _sources(folder, out)
     settings = dict(weights=weights_hash(restorer), **{k: v for k,v in kw.items() if k != "batch_size"})
     enhance(restorer, torch.zeros(1, restorer.channels, 8, 8), **kw)      # wrong tiles fail here
-    names, known = output_names(files, base), _journal(out/JOURNAL)
-    finished = lambda f: _finished(known.get(names[f]), f, out/names[f], settings)
-    done = [] if overwrite else [f for f in files if finished(f)]
-    todo = sorted(set(files) - set(done))
-    if not overwrite: _refuse_to_replace([names[f] for f in todo if (out/names[f]).exists()], out)
-    report = FolderReport([], done, {})
-    out.mkdir(parents=True, exist_ok=True)
-    _restore_files(restorer, todo, out, names, settings, report, progress, **kw)
+    names = output_names(files, base)
+    with _open_journal(out) as journal:
+        known = _journal(out/JOURNAL)
+        finished = lambda f: _finished(known.get(names[f]), f, out/names[f], settings)
+        done = [] if overwrite else [f for f in files if finished(f)]
+        todo = sorted(set(files) - set(done))
+        if not overwrite: _refuse_to_replace([names[f] for f in todo if (out/names[f]).exists()], out)
+        report = FolderReport([], done, {f: "is not a regular file" for f in odd})
+        _restore_files(restorer, todo, out, names, settings, journal, report, progress, **kw)
     return report

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FIGURES', 'Enhancer', 'Evaluation']
 
-# %% ../../nbs/79_enhance.train.ipynb #4ebc28de
-import numpy as np, torch
+# %% ../../nbs/79_enhance.train.ipynb #0daf9654
+import copy, numpy as np, torch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch import nn
-from ..core import default_device, generator, set_seed
+from ..core import check_images, default_device, generator, set_seed
 from ..metrics.features import Extractor
 from ..metrics.distances import FrechetDistance
 from ..metrics.fidelity import judge, patch_spectra, patches, round8
@@ -32,7 +32,7 @@ def _split_pairs(pairs):
     order, n = torch.randperm(len(pairs), generator=generator(0)).tolist(), max(1, len(pairs)//10)
     return tuple(Photos(sorted(ks), lambda k: pairs[k]) for ks in (order[n:], order[:n]))
 
-# %% ../../nbs/79_enhance.train.ipynb #1a1aeb41
+# %% ../../nbs/79_enhance.train.ipynb #35f2b1d9
 class Enhancer:
     """Pictures, a task and the steps from them to a small restorer; with `out`, each training can be
     interrupted and resumed.
@@ -59,7 +59,38 @@ class Enhancer:
         store_attr("seed,crop,batch_size,resume,progress")
         self.crops = Crops(self.photos, self.task, crop, batch_size, seed)
         self.scale, self.sample = self.crops.scale, torch.zeros(1, 3, crop, crop)
+        self.border = self.scale if self.scale > 1 else 0
         self.baseline, self.teacher, self.student = Baseline(self.scale), None, None
+        self.check_held()
+
+# %% ../../nbs/79_enhance.train.ipynb #00bc1651
+@patch
+def degraded(self:Enhancer,
+    i:int, # which held-out picture
+) -> tuple: # degraded (1, 3, h, w), clean (1, 3, scale*h, scale*w)
+    "A held-out picture and its degraded version in 8 bits; its damage is always the same."
+    if self.task == "pairs": return tuple(v[None] for v in self.held[i])
+    bad, clean = self.crops.degrade(self.held[i][None], generator(10_000+i))
+    return round8(bad), clean
+
+# %% ../../nbs/79_enhance.train.ipynb #45b891d3
+def _judgeable(bad, clean, scale, border):
+    "Raise `ValueError` where a restored version of `bad` could not be compared with `clean`."
+    (h, w), least = clean.shape[2:], 2*border + 12
+    for v in (bad, clean): check_images(v, "its pixels", channels=3)
+    if (h, w) != tuple(d*scale for d in bad.shape[2:]):
+        small = "{}x{}".format(*bad.shape[2:])
+        raise ValueError(f"its target is {h}x{w}; expected {scale} times the input's {small}")
+    if min(h, w) < least:
+        raise ValueError(f"it is {h}x{w}; figures need {least}x{least} pixels, the border left out included")
+
+@patch
+def check_held(self:Enhancer):
+    "Degrade every held-out picture; `ValueError` that names the first one that could not be judged."
+    for i,name in enumerate(self.held.names):
+        try: _judgeable(*self.degraded(i), self.scale, self.border)
+        except (TypeError, ValueError, ArithmeticError) as e:
+            raise ValueError(f"held-out picture {str(name)!r}: {e}; replace it or leave it out") from e
 
 # %% ../../nbs/79_enhance.train.ipynb #96f0f6c5
 @patch
@@ -115,7 +146,20 @@ def make_student(self:Enhancer,
     self.student = Restorer(net.to(self.device), self.task)
     return self.student
 
-# %% ../../nbs/79_enhance.train.ipynb #af85bdb2
+# %% ../../nbs/79_enhance.train.ipynb #3c1fdbda
+@patch
+def _objective(self:Enhancer, methods, positive, settings=None):
+    "The methods of a formula, with what the energy takes for real."
+    if self.student is None:
+        hint = "call make_student(macs_ratio=4), or with another budget"
+        raise RuntimeError(f"Enhancer.distil: no student yet; {hint}")
+    if positive not in ("teacher","target"):
+        raise ValueError(f"Enhancer.distil: positive: expected 'teacher' or 'target', got {positive!r}")
+    settings = settings or {}
+    vem = dict(dict(positive=positive, seed=self.seed), **settings.get("vem", {}))
+    return Objective(methods, **{**settings, "vem": vem})
+
+# %% ../../nbs/79_enhance.train.ipynb #3debd30b
 @patch
 def distil(self:Enhancer,
     methods:str="l1 + truth + vem", # formula
@@ -126,16 +170,25 @@ def distil(self:Enhancer,
     **kw, # of `Distiller`: plan, callbacks, mixed_precision, ...
 ) -> Restorer:
     "Distil the teacher into the student."
-    if self.student is None:
-        hint = "call make_student(macs_ratio=4), or with another budget"
-        raise RuntimeError(f"Enhancer.distil: no student yet; {hint}")
-    if positive not in ("teacher","target"):
-        raise ValueError(f"Enhancer.distil: positive: expected 'teacher' or 'target', got {positive!r}")
-    settings = settings or {}
-    vem = dict(dict(positive=positive, seed=self.seed), **settings.get("vem", {}))
-    objective = Objective(methods, **{**settings, "vem": vem})
+    objective = self._objective(methods, positive, settings)
     self.run = self._fit("student", self.teacher, self.student, objective, n_steps, lr, **kw)
     return self.student
+
+# %% ../../nbs/79_enhance.train.ipynb #369859d3
+@patch
+def rehearse(self:Enhancer,
+    methods:str="l1 + truth + vem", # formula, as for `distil`
+    positive:str="teacher", # as for `distil`
+    settings:dict|None=None, # as for `distil`
+):
+    """One step of `distil` on copies of teacher and student, which writes nothing: what cannot work fails
+    here, not after the teacher's training.
+    """
+    objective, pair = self._objective(methods, positive, settings), (self.teacher, self.student)
+    distill(
+        *map(copy.deepcopy, pair), self.crops, objective, n_steps=1, betas=(.9,.99), progress=False,
+        seed=self.seed, device=self.device,
+    )
 
 # %% ../../nbs/79_enhance.train.ipynb #ff4cd5e4
 FIGURES = dict(psnr_y="PSNR Y, dB", psnr="PSNR RGB, dB", ssim="SSIM Y")
@@ -174,48 +227,42 @@ def table(self:Evaluation) -> str:
     lines += [f"| **mean** | {n} | {figures(self.mean(n))} | {frechet[n]} |" for n in self.networks]
     return "\n".join(lines)
 
-# %% ../../nbs/79_enhance.train.ipynb #00bc1651
-@patch
-def degraded(self:Enhancer,
-    i:int, # which held-out picture
-) -> tuple: # degraded (1, 3, h, w), clean (1, 3, scale*h, scale*w)
-    "A held-out picture and its degraded version in 8 bits; its damage is always the same."
-    if self.task == "pairs": return tuple(v[None] for v in self.held[i])
-    bad, clean = self.crops.degrade(self.held[i][None], generator(10_000+i))
-    return round8(bad), clean
-
-# %% ../../nbs/79_enhance.train.ipynb #097ab34d
+# %% ../../nbs/79_enhance.train.ipynb #76da376d
 @patch
 def _restored(self:Enhancer, net, bad, tile):
     "A held-out picture as a file would hold it; no network: the baseline."
     return round8(self.baseline(bad) if net is None else enhance(net, bad, tile))
 
+def _crowd(x):
+    "Patches of a picture; none of one that is smaller than a patch."
+    return patches(x) if min(x.shape[2:]) >= 32 else x.new_zeros(0, x.shape[1], 32, 32)
+
 def _crowd_distances(crowd, extractor):
     "Fréchet distance of each network's patches to the clean ones, and the protocol."
     clean = crowd.pop("clean")
     n = len(clean)
-    if n <= 18 and extractor is None: return {k: f"- (only {n} patches)" for k in crowd}, ""
+    if n < 2 or n <= 18 and extractor is None: return {k: f"- (only {n} patches)" for k in crowd}, ""
     extractor = extractor or Extractor(patch_spectra, name="patch spectra 8x8")
     fd = FrechetDistance(clean, f"{n} patches of the held-out pictures", extractor)
     return {k: float(fd(v)) for k,v in crowd.items()}, str(fd.protocol(n))
 
-# %% ../../nbs/79_enhance.train.ipynb #a4fbbeaf
+# %% ../../nbs/79_enhance.train.ipynb #5666c100
 @patch
 def evaluate(self:Enhancer,
     extractor:nn.Module|None=None, # for the Fréchet distance, see `Extractor`; None: `patch_spectra`
-    tile:int=256, # as for `enhance`
+    tile:int|None=None, # as for `enhance`
 ) -> Evaluation:
     "Judge the baseline and whatever networks there are on whole held-out pictures."
     nets = {"bicubic" if self.scale > 1 else "degraded": None}
     nets |= {k: n for k,n in dict(teacher=self.teacher, student=self.student).items() if n is not None}
-    rows, crowd, border = [], {k: [] for k in ("clean", *nets)}, self.scale if self.scale > 1 else 0
+    rows, crowd = [], {k: [] for k in ("clean", *nets)}
     for i,name in enumerate(self.held.names):
         bad, clean = self.degraded(i)
-        crowd["clean"].append(patches(clean))
+        crowd["clean"].append(_crowd(clean))
         name = name.name if isinstance(name, Path) else str(name)
         for k,net in nets.items():
             y = self._restored(net, bad, tile)
-            crowd[k].append(patches(y))
-            rows.append(dict(picture=name, network=k, **judge(y, clean, border)))
+            crowd[k].append(_crowd(y))
+            rows.append(dict(picture=name, network=k, **judge(y, clean, self.border)))
     crowd = {k: torch.cat(v) for k,v in crowd.items()}
-    return Evaluation(self.task, border, rows, *_crowd_distances(crowd, extractor))
+    return Evaluation(self.task, self.border, rows, *_crowd_distances(crowd, extractor))
