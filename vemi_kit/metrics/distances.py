@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['outputs', 'FeatureMetric', 'FrechetDistance', 'KernelDistance', 'PrecisionRecall']
 
-# %% ../../nbs/19_metrics.distances.ipynb #6fb1cb0b
+# %% ../../nbs/19_metrics.distances.ipynb #e8ab8f94
 import hashlib, json, warnings
 import torch, torchmetrics
 from collections.abc import Iterable, Iterator
@@ -17,33 +17,34 @@ from safetensors.torch import save_file
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from ..core import check_images, frozen, seeded
+from ..core import check_number, frozen, seeded
 from ..files import atomic_write, digest
+from ..data.batches import HashedBatches, picture_batches
 from .features import Extractor, digit_classifier
 from .protocol import Figure, Protocol
 
-# %% ../../nbs/19_metrics.distances.ipynb #5e565c1e
+# %% ../../nbs/19_metrics.distances.ipynb #619047c5
 def outputs(
     net:nn.Module, # one input batch to one output batch
     inputs:torch.Tensor, # (n, ...), e.g. latents
     batch_size:int=64, # inputs a call
 ) -> Iterator: # of batches of pictures
     "Yield the outputs of `net` batch by batch, in evaluation mode and without gradients."
+    check_number(batch_size, "outputs: batch_size", 1, whole=True)
     for z in inputs.split(batch_size):
         with frozen(net), torch.no_grad(): y = net(z)
         yield y
 
-# %% ../../nbs/19_metrics.distances.ipynb #07dd8dab
-def _batches(x, batch_size, n, what):
-    "Batches of a tensor or an iterable, `n` pictures in all if given, each checked."
-    left = n
-    for b in (x.split(batch_size) if torch.is_tensor(x) else x):
-        if left is not None:
-            b = b[:left]
-            left -= len(b)
-        yield check_images(b, what)
-        if left == 0: return
-    if left: raise ValueError(f"{what}: {n} pictures were asked for, the source gave {n-left}")
+# %% ../../nbs/19_metrics.distances.ipynb #37a04b9a
+def _content(x, n, what):
+    "A hash of the first `n` pictures; raises `ValueError` for what can be read only once."
+    if torch.is_tensor(x): return digest({"x": x})
+    if isinstance(x, Iterator):
+        once = f"{type(x).__name__} can be read only once, so its pictures cannot be told from others"
+        raise ValueError(f"{what}: cache= needs a tensor, a list or a data loader: a {once}; leave cache out")
+    h = HashedBatches(picture_batches(x, n=n, what=what))
+    for _ in h: continue
+    return h.digest()
 
 # %% ../../nbs/19_metrics.distances.ipynb #33854543
 def _read_cache(path, made_of):
@@ -65,7 +66,7 @@ def _write_cache(path, made_of, state):
     with atomic_write(path, own=True) as part:
         save_file({k: v.contiguous() for k,v in state.items()}, part, metadata=meta)
 
-# %% ../../nbs/19_metrics.distances.ipynb #3ae3a25a
+# %% ../../nbs/19_metrics.distances.ipynb #0c515870
 class FeatureMetric:
     """Base of the distances between a fixed reference and generated pictures. A subclass says which state it
     sums up (`_state`), what the result is (`_result`) and how many pictures it needs (`_check_n`).
@@ -81,27 +82,47 @@ class FeatureMetric:
         n:int|None=None, # take this many pictures of the reference; None: all
         cache:str|Path|None=None, # folder for the reference's features; None: none
     ):
-        e = extractor if isinstance(extractor, Extractor) else Extractor(extractor or digit_classifier())
+        if not isinstance(name, str):
+            raise TypeError(f"{type(self).__name__}: name: expected what the pictures are, got {name!r}")
+        check_number(batch_size, f"{type(self).__name__}: batch_size", 1, whole=True)
         store_attr("name,seed,batch_size")
-        self.extractor, made_of = e, self._made_of(e, reference, n)
-        file = f"{self.kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.safetensors"
-        path = cache and Path(cache)/file
-        if path and path.exists(): self.real = _read_cache(path, made_of)
-        else:
-            self.real = self._read_reference(reference, n)
-            if path: _write_cache(path, made_of, self.real)
+        e = extractor if isinstance(extractor, Extractor) else Extractor(extractor or digit_classifier())
+        self.extractor = e
+        self.real = self._cached(reference, n, cache)
         self.n, self.hw = int(self.real["n"]), tuple(self.real["hw"].tolist())
-        self._check_n(self.n, f"reference {name!r}")
-    def _check_n(self, n, what): pass
+        self._check_n(self.n, f"reference {name!r}", self._n_features())
+    def _check_n(self, n, what, d): pass
 
-# %% ../../nbs/19_metrics.distances.ipynb #d3290bbf
+# %% ../../nbs/19_metrics.distances.ipynb #6cd297b2
 @patch
-def _made_of(self:FeatureMetric, e, reference, n):
+def _made_of(self:FeatureMetric, content, n):
     "What the reference's features depend on, as text."
-    content = digest({"x": reference}) if torch.is_tensor(reference) else "stream"
+    e = self.extractor
     seen = dict(extractor=e.name, size=e.size, resize=e.resize_name, crop=e.crop_name)
     return json.dumps(dict(kind=self.kind, reference=self.name, content=content, n=n, **seen), sort_keys=True)
 
+# %% ../../nbs/19_metrics.distances.ipynb #0354dfc1
+@patch
+def _cached(self:FeatureMetric, reference, n, cache):
+    "The reference's features, from the folder `cache` if they are there."
+    if cache is None: return self._read_reference(reference, n)
+    # before anything is read
+    Path(cache).mkdir(parents=True, exist_ok=True)
+    what = f"{self.metric}: reference"
+    content = _content(reference, n, what)
+    made_of = self._made_of(content, n)
+    path = Path(cache)/f"{self.kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.safetensors"
+    if path.exists(): return _read_cache(path, made_of)
+    again = picture_batches(reference, n=n, what=what)
+    h = reference if torch.is_tensor(reference) else HashedBatches(again)
+    real = self._read_reference(h, n)
+    if h is not reference and h.digest() != content:
+        other = "gave other pictures the second time; with cache= it must not shuffle or crop at random"
+        raise ValueError(f"{what}: {other}")
+    _write_cache(path, made_of, real)
+    return real
+
+# %% ../../nbs/19_metrics.distances.ipynb #b23e0751
 @patch
 def _read_reference(self:FeatureMetric, reference, n):
     "Its state, its number of pictures and their size."
@@ -113,25 +134,35 @@ def _read_reference(self:FeatureMetric, reference, n):
 @patch
 def _n_features(self:FeatureMetric): return next(v for v in self.real.values() if v.ndim == 2).shape[1]
 
-# %% ../../nbs/19_metrics.distances.ipynb #0229841f
+# %% ../../nbs/19_metrics.distances.ipynb #aa85719f
+@patch
+def _first(self:FeatureMetric, f, state, x, n, what):
+    "State and number of features; too few pictures are told here, before the others are looked at."
+    known = min(n or len(x), len(x)) if torch.is_tensor(x) else n
+    if known: self._check_n(known, what, f.shape[1])
+    if state is None: return self._state(f.shape[1]), f.shape[1]
+    return state, self._n_features()
+
+# %% ../../nbs/19_metrics.distances.ipynb #f357042e
 @patch
 def _sum_up(self:FeatureMetric, x, n, real, state=None, hw=None):
     "Feed features of the pictures to `state`, batch by batch; returns it, their number and their size."
     count, what = 0, f"{self.metric}: {'reference' if real else 'generated pictures'}"
-    for b in _batches(x, self.batch_size, n, what):
+    for b in picture_batches(x, self.batch_size, n, what):
         b = self.extractor.prepare(b)
         hw = hw or tuple(b.shape[2:])
         if tuple(b.shape[2:]) != hw:
             sizes = f"{b.shape[2]}x{b.shape[3]} pixels after others of {hw[0]}x{hw[1]}"
             raise ValueError(f"{what}: {sizes}; give the extractor a size=")
         f = self.extractor(b)
-        state = state or self._state(f.shape[1])
+        if not count: state, d = self._first(f, state, x, n, what)
+        if f.shape[1] != d: raise ValueError(f"{what}: {f.shape[1]} features after others of {d}")
         state.update(f, real=real)
         count += len(f)
     if not count: raise ValueError(f"{what}: there are none")
     return state, count, hw
 
-# %% ../../nbs/19_metrics.distances.ipynb #862da3f3
+# %% ../../nbs/19_metrics.distances.ipynb #fdf5bdc9
 @patch
 def protocol(self:FeatureMetric,
     n_generated:int, # pictures compared with the reference
@@ -142,18 +173,19 @@ def protocol(self:FeatureMetric,
     seen = f"{h}x{w}", e.resize_name, e.crop_name, e.name
     return Protocol(self.metric, self.name, self.n, n_generated, *seen, self.seed, self.settings)
 
-# %% ../../nbs/19_metrics.distances.ipynb #1134f6e4
+# %% ../../nbs/19_metrics.distances.ipynb #a913c4b5
 @patch
 def __call__(self:FeatureMetric,
     x:torch.Tensor|Iterable, # generated pictures in [-1, 1], or batches of them, e.g. `outputs(net, z)`
     n:int|None=None, # take this many; None: all. An endless iterable needs it
 ) -> Figure|dict:
     "The `Figure` (or a dict of them) of `x` against the reference."
+    self.extractor.check_unchanged()
     state = self._state(self._n_features())
     for k,v in self.real.items():
         if k.startswith("real"): setattr(state, k, [v] if isinstance(getattr(state, k), list) else v)
     state, count, _ = self._sum_up(x, n, False, state, self.hw)
-    self._check_n(count, "generated pictures")
+    self._check_n(count, "generated pictures", self._n_features())
     return self._result(state, self.protocol(count))
 
 # %% ../../nbs/19_metrics.distances.ipynb #2a944551
@@ -164,7 +196,7 @@ class _Identity(nn.Module):
         self.num_features = n
     def forward(self, x): return x
 
-# %% ../../nbs/19_metrics.distances.ipynb #cfb7f0b3
+# %% ../../nbs/19_metrics.distances.ipynb #53114294
 class FrechetDistance(FeatureMetric):
     """Fréchet distance in feature space (Heusel et al. 2017, arXiv 1706.08500, through torchmetrics): 0 for
     equal means and covariances. Raises `ValueError` unless there are more pictures than features.
@@ -172,13 +204,12 @@ class FrechetDistance(FeatureMetric):
     metric, kind = "frechet", "moments"
     def _state(self, d): return FrechetInceptionDistance(feature=_Identity(d))
     def _result(self, state, protocol): return Figure(state.compute().item(), protocol)
-    def _check_n(self, n, what):
-        d = self._n_features()
+    def _check_n(self, n, what, d):
         if n > d: return
         few = f"{n} pictures ({what}) cannot fill a covariance of {d} features"
         raise ValueError(f"{type(self).__name__}: {few}; give more than {d}")
 
-# %% ../../nbs/19_metrics.distances.ipynb #598e78fa
+# %% ../../nbs/19_metrics.distances.ipynb #9e54ac8c
 class KernelDistance(FeatureMetric):
     """Kernel distance, KID (Bińkowski et al. 2018, arXiv 1801.01401, through torchmetrics), unbiased: around
     0 for equal crowds, and then as often below. `sd` of the figure is over subsets.
@@ -193,6 +224,8 @@ class KernelDistance(FeatureMetric):
         degree:int=3, # of the polynomial kernel (x·y/d + 1)**degree
         **kw, # seed, batch_size, n, cache of `FeatureMetric`; the subsets are drawn with the seed, too
     ):
+        for k,v,low in (("subsets", subsets, 1), ("subset_size", subset_size, 2), ("degree", degree, 1)):
+            check_number(v, f"KernelDistance: {k}", low, whole=True)
         store_attr("subsets,subset_size,degree")
         self.settings = f"{subsets} subsets of {subset_size}, degree {degree}"
         super().__init__(reference, name, extractor, **kw)
@@ -200,7 +233,7 @@ class KernelDistance(FeatureMetric):
         with seeded(self.seed): mean, sd = state.compute()
         return Figure(mean.item(), protocol, sd.item())
 
-# %% ../../nbs/19_metrics.distances.ipynb #29d53bcb
+# %% ../../nbs/19_metrics.distances.ipynb #489616b8
 @patch
 def _state(self:KernelDistance, d):
     args = dict(subsets=self.subsets, subset_size=self.subset_size, degree=self.degree)
@@ -210,12 +243,12 @@ def _state(self:KernelDistance, d):
         return KernelInceptionDistance(feature=_Identity(d), **args)
 
 @patch
-def _check_n(self:KernelDistance, n, what):
+def _check_n(self:KernelDistance, n, what, d):
     if n >= self.subset_size: return
     advice = f"give more, or lower subset_size={self.subset_size}"
     raise ValueError(f"KernelDistance: {n} pictures ({what}) are fewer than a subset; {advice}")
 
-# %% ../../nbs/19_metrics.distances.ipynb #f03f75af
+# %% ../../nbs/19_metrics.distances.ipynb #4c1f88eb
 def _radii(x, k):
     "Distance of each row to its k-th neighbour; the nearest is the row itself."
     return torch.cat([torch.cdist(p, x).kthvalue(k+1).values for p in x.split(1024)])
@@ -225,7 +258,7 @@ def _share_inside(x, centres, radii):
     inside = [(torch.cdist(p, centres) <= radii).any(1) for p in x.split(1024)]
     return torch.cat(inside).double().mean().item()
 
-# %% ../../nbs/19_metrics.distances.ipynb #b8ed2a24
+# %% ../../nbs/19_metrics.distances.ipynb #fac6b53c
 class _Manifolds(torchmetrics.Metric):
     "Features of both crowds; `compute` gives precision and recall."
     def __init__(self, k):
@@ -238,7 +271,7 @@ class _Manifolds(torchmetrics.Metric):
         precision = _share_inside(fake, real, _radii(real, self.k))
         return precision, _share_inside(real, fake, _radii(fake, self.k))
 
-# %% ../../nbs/19_metrics.distances.ipynb #29677ccd
+# %% ../../nbs/19_metrics.distances.ipynb #5ee065b0
 class PrecisionRecall(FeatureMetric):
     """Precision and recall of generators by k-nearest-neighbour balls (Kynkäänniemi et al. 2019, arXiv
     1904.06991); a call gives a dict of two figures, each from 0 to 1.
@@ -251,13 +284,14 @@ class PrecisionRecall(FeatureMetric):
         k:int=3, # the ball reaches the k-th neighbour
         **kw, # seed, batch_size, n, cache of `FeatureMetric`
     ):
+        check_number(k, "PrecisionRecall: k", 1, whole=True)
         self.k, self.settings = k, f"k={k}"
         super().__init__(reference, name, extractor, **kw)
     def _state(self, d): return _Manifolds(self.k)
     def _result(self, state, protocol):
         both = zip(("precision","recall"), state.compute())
         return {m: Figure(v, replace(protocol, metric=m)) for m,v in both}
-    def _check_n(self, n, what):
+    def _check_n(self, n, what, d):
         if n > self.k: return
         few = f"{n} pictures ({what}) have no neighbour number {self.k}"
         raise ValueError(f"PrecisionRecall: {few}; give more than {self.k}")

@@ -6,22 +6,24 @@
 __all__ = ['DigitClassifier', 'train_digit_classifier', 'accuracy', 'digit_classifier', 'Extractor', 'InceptionFeatures',
            'inception']
 
-# %% ../../nbs/17_metrics.features.ipynb #f1c4b309
+# %% ../../nbs/17_metrics.features.ipynb #5bf7532e
 import torch, torch.nn.functional as F
 from collections.abc import Callable
 from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch import nn
-from ..core import check_finite, check_images, frozen, require, set_seed
+from ..core import check_batch, check_finite, check_images, check_number, frozen, require, set_seed
 from ..files import load_nets, read_config, weights_hash, weights_path
 from ..data.pictures import digits, resize
 from ..data.batches import Batches
 
-# %% ../../nbs/17_metrics.features.ipynb #34fc960d
+# %% ../../nbs/17_metrics.features.ipynb #c6628a82
 class DigitClassifier(nn.Module):
     """Small convolutional classifier of digits `(b, 1, h, w)` in [-1, 1]; `features` gives the (b,
     n_features) activations before the last layer.
     """
+    reads_channels = 1
+    reads_advice = "it reads grey digits; for colours pass extractor=inception(path) or your own Extractor"
     def __init__(self,
         size:int=16, # other sizes are resized to this one
         width:int=32, # of the first layers
@@ -38,13 +40,14 @@ class DigitClassifier(nn.Module):
         self.head = nn.Sequential(nn.Dropout(.3), nn.Linear(n_features, 10))
     def forward(self, x:torch.Tensor) -> torch.Tensor: return self.head(self.features(x))
 
-# %% ../../nbs/17_metrics.features.ipynb #d47d7f09
+# %% ../../nbs/17_metrics.features.ipynb #b653b73d
 @patch
 def features(self:DigitClassifier,
     x:torch.Tensor, # pictures (b, 1, h, w)
 ) -> torch.Tensor: # (b, n_features)
-    "Activations before the last layer."
-    return self.body(resize(x, self.size))
+    "Activations before the last layer; pictures in half precision are taken as the weights are."
+    check_images(x, "DigitClassifier", channels=1, value_range=None)
+    return self.body(resize(x, self.size).to(self.body[0].weight.dtype))
 
 # %% ../../nbs/17_metrics.features.ipynb #1a897ea2
 def _moved(x, g):
@@ -57,7 +60,7 @@ def _moved(x, g):
     # outside is black
     return F.grid_sample(x+1, grid, align_corners=False) - 1
 
-# %% ../../nbs/17_metrics.features.ipynb #d932898c
+# %% ../../nbs/17_metrics.features.ipynb #bef5a966
 def train_digit_classifier(
     n_epochs:int=40, # passes over the training split
     seed:int=0, # initialisation, order, shifts
@@ -66,6 +69,7 @@ def train_digit_classifier(
     """Train on the training split of the digits, with shifts, zooms and small turns as augmentation; needs
     the `demo` extra.
     """
+    check_number(n_epochs, "train_digit_classifier: n_epochs", 1, whole=True)
     g = set_seed(seed)
     x, y = digits(16)
     net, data, n_steps = DigitClassifier().to(device), Batches((x, y), 64, seed), n_epochs*(len(x)//64)
@@ -80,14 +84,17 @@ def train_digit_classifier(
         sched.step()
     return net.eval()
 
-# %% ../../nbs/17_metrics.features.ipynb #26699a52
+# %% ../../nbs/17_metrics.features.ipynb #672cef66
 @torch.no_grad()
 def accuracy(
     net:nn.Module, # classifier, pictures to logits
     x:torch.Tensor, # pictures (n, c, h, w)
     y:torch.Tensor, # labels (n,)
 ) -> float: # 0 to 1
-    "Share of right answers."
+    "Share of right answers; raises `ValueError` unless there is one label a picture."
+    if not len(x) or y.shape != (len(x),):
+        shapes = f"y {tuple(y.shape)} for x {tuple(x.shape)}"
+        raise ValueError(f"accuracy: expected one label a picture, got {shapes}")
     with frozen(net): return (net(x).argmax(1) == y).float().mean().item()
 
 # %% ../../nbs/17_metrics.features.ipynb #fc4e5aff
@@ -98,7 +105,7 @@ def digit_classifier() -> DigitClassifier:
     load_nets(path, classifier=net)
     return net.eval()
 
-# %% ../../nbs/17_metrics.features.ipynb #04e0c560
+# %% ../../nbs/17_metrics.features.ipynb #fbef5602
 class Extractor:
     """Pictures `(b, c, h, w)` in [-1, 1] to features `(b, d)` in double precision on the CPU: centre crop,
     resize, network.
@@ -117,7 +124,10 @@ class Extractor:
                 "Extractor: a plain function has no weights to hash; name it for the "
                 "protocol: Extractor(f, name=...)"
             )
-        size = size or getattr(net, "config", {}).get("size")
+        config = getattr(net, "config", None)
+        for k,v in (("size", size), ("crop", crop)):
+            if v is not None: check_number(v, f"Extractor: {k}", 1, whole=True)
+        if size is None and isinstance(config, dict): size = config.get("size")
         store_attr("net,size,crop,resize_note")
         self._given = name
         self.name = self._name()
@@ -145,20 +155,33 @@ def crop_name(self:Extractor) -> str:
     "The crop, for the protocol."
     return f"centre {self.crop}" if self.crop else "none"
 
-# %% ../../nbs/17_metrics.features.ipynb #1ae4b4f1
+# %% ../../nbs/17_metrics.features.ipynb #2b36703f
+@patch
+def check(self:Extractor,
+    x:torch.Tensor, # pictures (b, c, h, w)
+):
+    "Raise `TypeError` or `ValueError` unless the network can read such pictures."
+    name, wanted = f"extractor {self.name}", getattr(self.net, "reads_channels", None)
+    (h, w), c = check_batch(x, name).shape[2:], x.shape[1]
+    if isinstance(wanted, int) and c != wanted:
+        advice = getattr(self.net, "reads_advice", "pass an Extractor of a network that reads them")
+        raise ValueError(f"{name}: expected {wanted} channels, got pictures with {c}; {advice}")
+    if self.crop and min(h, w) < self.crop:
+        raise ValueError(f"extractor: cannot cut {self.crop}x{self.crop} out of {h}x{w}")
+
+# %% ../../nbs/17_metrics.features.ipynb #16cd6b40
 @patch
 def prepare(self:Extractor,
     x:torch.Tensor, # pictures (b, c, h, w)
 ) -> torch.Tensor: # (b, c, size, size)
-    "Crop and resize; raises `ValueError` if the crop does not fit."
+    "Crop and resize; raises `ValueError` for pictures that the network cannot read."
+    self.check(x)
     if self.crop:
         h, w = x.shape[2:]
-        fits = min(h, w) >= self.crop
-        if not fits: raise ValueError(f"extractor: cannot cut {self.crop}x{self.crop} out of {h}x{w}")
         x = x[:, :, (h-self.crop)//2:, (w-self.crop)//2:][:, :, :self.crop, :self.crop]
     return resize(x, self.size) if self.size else x
 
-# %% ../../nbs/17_metrics.features.ipynb #d032dcf4
+# %% ../../nbs/17_metrics.features.ipynb #eefec72d
 @patch
 def _device(self:Extractor, x):
     "Where the network computes; a function or a module without parameters, where the pictures are."
@@ -178,11 +201,12 @@ def __call__(self:Extractor,
         raise ValueError(f"extractor {self.name}: {expected}")
     return check_finite(y.cpu().double(), f"extractor {self.name}: features")
 
-# %% ../../nbs/17_metrics.features.ipynb #a489fca5
+# %% ../../nbs/17_metrics.features.ipynb #9f6fc805
 class InceptionFeatures(nn.Module):
     """`features(x)` for a network that takes 8-bit pictures and returns a tuple: pictures `(b, 3, h, w)` in
     [-1, 1] are rounded to 0..255, the first output is kept.
     """
+    reads_channels, reads_advice = 3, "repeat a grey picture's channel: x.expand(-1,3,-1,-1)"
     def __init__(self,
         net:nn.Module, # pictures (b, 3, h, w), uint8, to (features, ...)
     ):
@@ -193,9 +217,9 @@ class InceptionFeatures(nn.Module):
     ) -> torch.Tensor: # (b, 2048)
         "Features of the pictures, rounded to 8 bits."
         check_images(x, "Inception", channels=3)
-        return self.net(((x+1)*127.5).round().clamp(0,255).to(torch.uint8))[0]
+        return self.net(((x.float()+1)*127.5).round().clamp(0,255).to(torch.uint8))[0]
 
-# %% ../../nbs/17_metrics.features.ipynb #d0416478
+# %% ../../nbs/17_metrics.features.ipynb #7b34d03c
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 def inception(
