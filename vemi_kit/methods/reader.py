@@ -65,18 +65,46 @@ def by_name(self:Reader,
         f"that order"
     )
 
+# %% ../../nbs/51_methods.reader.ipynb #ffd0f0d0
+def _belongs(part, default):
+    "Is a part of a batch meant for a parameter with this default? None: it cannot be told."
+    tensor = torch.is_tensor(part)
+    picture = tensor and part.is_floating_point() and part.ndim == 4
+    if default is None: return True if tensor and not picture else None       # a label for label=None
+    return None if tensor and not picture else False                          # a target behind scale=1.
+
+@patch
+def count(self:Reader,
+    net:nn.Module, # network to be called
+    batch:tuple, # inputs first
+) -> int:
+    "How many parts are inputs. Raises `ValueError` where a part might be one or not."
+    ps = _forward_parameters(net)
+    n, takes = max(1, len(_needed(ps or []))), [p for p in ps or [] if p.kind != p.KEYWORD_ONLY]
+    meant = [(p.name, p.default) for p in takes] if ps else [("*args", ...)]*len(batch)
+    for part,(name,default) in list(zip(batch, meant))[n:]:
+        belongs = _belongs(part, default)
+        if belongs is None:
+            raise ValueError(
+                f"{type(net).__name__}: part {n+1} of the batch may be meant for {name!r} of its forward "
+                f"or not; pass inputs={n+1} if it is, inputs={n} if not"
+            )
+        if not belongs: break
+        n += 1
+    return n
+
 # %% ../../nbs/51_methods.reader.ipynb #780f4a74
 @patch
 def by_position(self:Reader,
     net:nn.Module, # network to be called
     batch:tuple, # its inputs first; targets and the like behind them
 ) -> tuple: # args, kwargs
-    "Arguments from a tuple: as many as `inputs` says, or as forward needs. Raises `ValueError`."
-    ps = _forward_parameters(net) or []
-    n = self.inputs if self.inputs is not None else max(1, len(_needed(ps)))
+    "Arguments from a tuple: as many as `inputs` says, or as forward takes. Raises `ValueError`."
+    n = self.inputs if self.inputs is not None else self.count(net, batch)
     if len(batch) < n:
+        needed = _needed(_forward_parameters(net) or [])
         raise ValueError(
-            f"{type(net).__name__}: its forward needs {n} inputs ({', '.join(_needed(ps))}), the batch has "
+            f"{type(net).__name__}: its forward needs {n} inputs ({', '.join(needed)}), the batch has "
             f"{len(batch)} parts; pass inputs="
         )
     return tuple(batch[:n]), {}
@@ -160,8 +188,11 @@ def pictures(self:Reader,
     if not torch.is_tensor(out) or out.ndim != 4:
         got = tuple(out.shape) if torch.is_tensor(out) else type(out).__name__
         raise ValueError(f"{name}: expected pictures (b, c, h, w), got {got}")
+    as_it_is = self.value_range in (None, (-1,1))
+    if out.is_complex() or (as_it_is and not out.is_floating_point()):
+        raise TypeError(f"{name}: expected float pictures, got {out.dtype}; integers: value_range=(0,255)")
     out = out.float()
-    if self.value_range in (None, (-1,1)): return out
+    if as_it_is: return out
     lo, hi = self.value_range
     return (out-lo)*(2/(hi-lo)) - 1
 
