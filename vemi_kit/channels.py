@@ -143,7 +143,7 @@ def _traced(net, sample):
         f"{type(error).__name__}: {error}"
     ) from error
 
-# %% ../nbs/37_channels.ipynb #471eb64b
+# %% ../nbs/37_channels.ipynb #495e9216
 def couplings(
     net:nn.Module, # network, on any device
     sample:torch.Tensor, # example input (b, ...)
@@ -157,7 +157,8 @@ def couplings(
     found = [c for c in res if c]
     if found: return found
     stay = sorted({names[node.module] for g in groups for node,_,_ in g if node.module in names})
-    why = f"the trace cannot follow those of {', '.join(stay[:8])}" if stay else "all belong to input or output"
+    stay = f"the trace cannot follow those of {', '.join(stay[:8])}" if stay else ""
+    why = stay or "all belong to the input or the output"
     raise ValueError(f"{type(net).__name__}: no channels found that could be cut; {why}")
 
 # %% ../nbs/37_channels.ipynb #ecd54534

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_available', 'default_device', 'check_finite',
            'check_batch', 'check_range', 'check_images', 'check_number', 'check_alike', 'DivergenceError', 'require',
-           'frozen']
+           'digest', 'plain_number', 'frozen']
 
 # %% ../nbs/01_core.ipynb #eeb41599
 import hashlib, importlib, math, numbers, random
@@ -198,6 +198,27 @@ def require(
         raise ImportError(
             f"{module!r} is needed here and not installed; install it with: pip install 'vemi_kit[{extra}]'"
         ) from e
+
+# %% ../nbs/01_core.ipynb #ddf2cc34
+def digest(
+    tensors:dict, # tensors by name, of any type
+    *texts:str, # hashed with them
+) -> str: # twelve hex digits
+    "Hash of named tensors and of texts."
+    h = hashlib.sha256("\n".join(texts).encode())
+    for k,v in sorted(tensors.items()):
+        v = v.detach().cpu().contiguous()
+        h.update(f"{k} {v.dtype} {tuple(v.shape)}".encode())
+        h.update(v.flatten().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:12]
+
+# %% ../nbs/01_core.ipynb #31c1af22
+def plain_number(
+    x:object, # what `json` cannot write
+) -> object: # int, float or list
+    "Numbers of NumPy and torch as plain ones, for `json.dumps(default=)`; `TypeError` for anything else."
+    if hasattr(x, "tolist"): return x.tolist()
+    raise TypeError(f"{type(x).__name__} cannot be written as JSON; expected numbers, texts, lists or dicts")
 
 # %% ../nbs/01_core.ipynb #f618af90
 @contextmanager

@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['IMPORTANCES', 'saliency', 'channel_scores', 'keep_plan', 'prune', 'load_pruned']
 
-# %% ../nbs/38_pruning.ipynb #8dc022e5
+# %% ../nbs/38_pruning.ipynb #31fe320b
 import torch
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from safetensors.torch import load_file
 from torch import nn
 from .channels import check_cut, couplings, cut, fit_layers
-from .core import generator
-from .files import load_state, read_config
+from .core import stream
+from .files import load_state, load_tensors, read_config
 from .zoo.stylegan2 import StyleGAN2Generator
 from .students import Budget
 
@@ -25,7 +24,7 @@ def _mask_for(y, mask):
     if (m >= 0).all() and m.any(): return m
     raise ValueError("saliency: expected a mask that is nowhere negative and somewhere positive")
 
-# %% ../nbs/38_pruning.ipynb #04a58181
+# %% ../nbs/38_pruning.ipynb #da9ec72c
 @torch.enable_grad()
 def saliency(
     net:nn.Module, # network to look into
@@ -37,7 +36,7 @@ def saliency(
     """How much each weight moves the pictures under `mask`: |d L1(picture, picture + noise under the mask) /
     d weight|, averaged over inputs and draws (CAGC).
     """
-    net, g = deepcopy(net).eval().requires_grad_(True), generator(seed)
+    net, g = deepcopy(net).eval().requires_grad_(True), stream(seed, "saliency")
     res = {k: torch.zeros_like(p) for k,p in net.named_parameters()}
     for x in [x for x in sample.split(1) for _ in range(draws)]:
         y = net(x)
@@ -158,18 +157,20 @@ def prune(
     student.budget, student.pruned = found, not isinstance(teacher, StyleGAN2Generator)
     return student
 
-# %% ../nbs/38_pruning.ipynb #ee1cb2aa
+# %% ../nbs/38_pruning.ipynb #28a58df3
 def load_pruned(
     path:str|Path, # file written by `save_nets`
     name:str, # which network of the file
     cls:type, # its class
 ) -> nn.Module: # in evaluation mode
-    """A pruned network from a file; raises `FileNotFoundError`, or `ValueError` with the missing or unknown
-    names.
+    """A pruned network from a file; raises `FileNotFoundError`, or `ValueError` for a file that is damaged or
+    of another kind, an architecture that does not fit, or with the missing or unknown names.
     """
-    if not Path(path).exists(): raise FileNotFoundError(f"no weights file {str(path)!r}")
-    state = {k.removeprefix(f"{name}."): v for k,v in load_file(path).items() if k.startswith(f"{name}.")}
-    net = fit_layers(cls(**read_config(path, name)), state)
+    tensors, _ = load_tensors(path)
+    state = {k.removeprefix(f"{name}."): v for k,v in tensors.items() if k.startswith(f"{name}.")}
+    try: net = fit_layers(cls(**read_config(path, name)), state)
+    except TypeError as e:
+        raise ValueError(f"{path}: network {name!r} was not built as a {cls.__name__} ({e})") from e
     load_state(net, state, f"{path}, network {name!r}")
     net.pruned = not isinstance(net, StyleGAN2Generator)
     return net.eval()

@@ -10,12 +10,11 @@ __all__ = ['MOST_NUMBERS', 'vemi_bound', 'find_class', 'load_saved', 'network_pa
 import importlib, json
 import torch
 from pathlib import Path
-from safetensors import safe_open
 from torch import nn
 from typing import Literal
 from ..core import default_device, frozen, generator
 from ..commands import command, command_line
-from ..files import load_nets, read_config, write_text
+from ..files import load_nets, net_names, read_config, write_text
 from ..data.folders import ImageFolder, PairedFolder
 from .tasks import TASKS
 from .bounds import certify_pairs, plot_sandwich
@@ -39,8 +38,7 @@ def load_saved(
     name:str|None=None, # of the network in the file; None: the first
 ) -> nn.Module: # in evaluation mode
     "A saved network; raises `FileNotFoundError`, or `ValueError` for an unknown class or name."
-    if not Path(path).exists(): raise FileNotFoundError(f"no weights file {str(path)!r}")
-    with safe_open(path, "pt") as f: names = sorted((f.metadata() or {}).keys())
+    names = net_names(path)
     name = name or (names[0] if names else None)
     if name not in names: raise ValueError(f"{path} holds the networks {names}, not {name!r}")
     net = find_class(arch)(**read_config(path, name))
@@ -73,6 +71,7 @@ def folder_pairs(
 ) -> tuple[torch.Tensor, torch.Tensor]: # t, s
     "Two folders of pictures as pairs; errors as those of `PairedFolder`."
     d = PairedFolder(folder_t, folder_s, size=size, channels=channels, convert=True)
+    d.one_size()
     t, s = zip(*[d[i] for i in range(len(d))])
     return torch.stack(t), torch.stack(s)
 
