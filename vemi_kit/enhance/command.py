@@ -18,28 +18,33 @@ from .restorer import load_restorer, save_restorer
 from .train import Enhancer
 from .files import enhance_folder
 
-# %% ../../nbs/81_enhance.command.ipynb #c9c3abaf
+# %% ../../nbs/81_enhance.command.ipynb #f7c9a25b
 def _begun(out):
     "Is there anything in the folder that training has made?"
     there = ("teacher/checkpoint.pt", "teacher.safetensors", "student/checkpoint.pt", "student.safetensors")
     return any((out/p).exists() for p in there)
 
+# %% ../../nbs/81_enhance.command.ipynb #256fae2b
+def _read_settings(path):
+    "What a run was begun with."
+    if not path.exists(): raise FileNotFoundError(f"no {str(path)!r}: a run without it cannot be resumed")
+    try: return json.loads(path.read_text())
+    except ValueError as e: raise ValueError(f"{path} cannot be read ({e}); choose another --out") from None
+
+# %% ../../nbs/81_enhance.command.ipynb #13ae96e6
 def _earlier_settings(out, settings, resume):
     "Settings of the run that is in the folder, checked against these; empty if there is none."
-    path = out/"settings.json"
     if not _begun(out): return {}
     if not resume:
         hint = "pass --resume to go on with it, or choose another --out"
         raise FileExistsError(f"{str(out)!r} holds an earlier run; {hint}")
-    if not path.exists(): raise FileNotFoundError(f"no {str(path)!r}: a run without it cannot be resumed")
-    try: was = json.loads(path.read_text())
-    except ValueError as e: raise ValueError(f"{path} cannot be read ({e}); choose another --out") from None
+    was = _read_settings(out/"settings.json")
     odd = {k: (was.get(k), v) for k,v in settings.items() if was.get(k) != v}
     if not odd: return was
     hint = "repeat the command that began it, with --resume, or choose another --out"
     raise ValueError(f"{str(out)!r} holds a run with other settings; (there, now) differ in {odd}; {hint}")
 
-# %% ../../nbs/81_enhance.command.ipynb #668b1727
+# %% ../../nbs/81_enhance.command.ipynb #380f95fb
 def _pictures(e):
     "What a resumed run has to find again: names of the pictures, and a hash."
     return dict(train=[*map(str, e.photos.names)], held=[*map(str, e.held.names)], hash=e.crops.pictures)
@@ -49,10 +54,10 @@ def _same_pictures(then, now):
     if now == (then or now): return
     old, new = ({*p["train"], *p["held"]} for p in (then, now))
     some = lambda names: f"{len(names)} ({', '.join(sorted(Path(n).name for n in names)[:4])})"
+    odd = f"new {some(new-old)}, missing {some(old-new)}, then {then['hash']}, now {now['hash']}"
     raise ValueError(
-        f"the pictures are not those that the run began with: new {some(new-old)}, missing {some(old-new)}, then "
-        f"{then['hash']}, now {now['hash']}. It could be judged on pictures that it was trained on: restore the "
-        f"folder, or choose another --out"
+        f"the pictures are not those that the run began with: {odd}. It could be judged on pictures that it "
+        f"was trained on: restore the folder, or choose another --out"
     )
 
 # %% ../../nbs/81_enhance.command.ipynb #e6e2403a

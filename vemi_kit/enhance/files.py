@@ -249,7 +249,7 @@ def _restore_files(restorer, todo, out, names, settings, journal, report, progre
                 _say(bar, f"{f}: {report.failed[f]}")
             else: report.written.append(f)
 
-# %% ../../nbs/80_enhance.files.ipynb #a52b0da6
+# %% ../../nbs/80_enhance.files.ipynb #bf5e6976
 def enhance_folder(
     restorer:Restorer, # on the device that does the work
     folder:str|Path, # pictures, also in subfolders; or one file
@@ -273,6 +273,6 @@ def enhance_folder(
         done = [] if overwrite else [f for f in files if finished(f)]
         todo = sorted(set(files) - set(done))
         if not overwrite: _refuse_to_replace([names[f] for f in todo if (out/names[f]).exists()], out)
-        report = FolderReport([], done, {f: "is not a regular file" for f in odd})
+        report = FolderReport([], done, dict.fromkeys(odd, "is not a regular file"))
         _restore_files(restorer, todo, out, names, settings, journal, report, progress, **kw)
     return report

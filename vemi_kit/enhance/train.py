@@ -227,7 +227,7 @@ def table(self:Evaluation) -> str:
     lines += [f"| **mean** | {n} | {figures(self.mean(n))} | {frechet[n]} |" for n in self.networks]
     return "\n".join(lines)
 
-# %% ../../nbs/79_enhance.train.ipynb #76da376d
+# %% ../../nbs/79_enhance.train.ipynb #f01fde7a
 @patch
 def _restored(self:Enhancer, net, bad, tile):
     "A held-out picture as a file would hold it; no network: the baseline."
@@ -241,7 +241,7 @@ def _crowd_distances(crowd, extractor):
     "Fréchet distance of each network's patches to the clean ones, and the protocol."
     clean = crowd.pop("clean")
     n = len(clean)
-    if n < 2 or n <= 18 and extractor is None: return {k: f"- (only {n} patches)" for k in crowd}, ""
+    if n < 2 or n <= 18 and extractor is None: return dict.fromkeys(crowd, f"- (only {n} patches)"), ""
     extractor = extractor or Extractor(patch_spectra, name="patch spectra 8x8")
     fd = FrechetDistance(clean, f"{n} patches of the held-out pictures", extractor)
     return {k: float(fd(v)) for k,v in crowd.items()}, str(fd.protocol(n))
