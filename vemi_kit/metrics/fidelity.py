@@ -5,15 +5,26 @@
 # %% auto #0
 __all__ = ['LPIPS', 'fidelity', 'luma', 'round8', 'judge', 'patch_spectra', 'patches', 'align']
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #da6b9523
+# %% ../../nbs/20_metrics.fidelity.ipynb #7eabcdee
 import torch, torchmetrics
 from fastcore.all import patch
 from pathlib import Path
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from ..core import check_images
+from ..core import check_alike, check_batch, check_finite, check_images, check_number, check_range
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #c586a033
+# %% ../../nbs/20_metrics.fidelity.ipynb #a33cb48d
+def _check_pictures(x, y, name, names, smallest):
+    "Pairs of pictures: nothing else is compared, and nothing is broadcast."
+    for v,n in zip((x, y), names): check_batch(v, f"{name}: {n}")
+    check_alike(x, y, name, names)
+    if not len(x): raise ValueError(f"{name}: no picture given")
+    for v,n in zip((x, y), names): check_range(v, f"{name}: {n}")
+    if min(x.shape[2:]) < smallest:
+        few = f"{x.shape[2]}x{x.shape[3]} pixels are too few"
+        raise ValueError(f"{name}: {few}, at least {smallest}x{smallest} are needed")
+
+# %% ../../nbs/20_metrics.fidelity.ipynb #9b7d8072
 def _conv_stack(spec):
     """A `features` part in torchvision's numbering: conv (channels, kernel, stride, padding) and ReLU, or
     pool (kernel, stride).
@@ -26,7 +37,7 @@ def _conv_stack(spec):
             c = s[0]
     return nn.Sequential(*layers)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #772c844e
+# %% ../../nbs/20_metrics.fidelity.ipynb #325209bc
 _POOL = (3, 2)
 _ALEX = [(64, 11, 4, 2), _POOL, (192, 5, 1, 2), _POOL, (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)]
 _BLOCKS = (64, 2), (128, 2), (256, 3), (512, 3), (512, 3)
@@ -34,7 +45,7 @@ _VGG = [s for c,n in _BLOCKS for s in [(c, 3, 1, 1)]*n + [(2, 2)]][:-1]
 # layers, those whose activations are compared, smallest side
 _LPIPS = dict(alex=(_ALEX, (1,4,7,9,11), 31), vgg=(_VGG, (3,8,15,22,29), 16))
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #541967f8
+# %% ../../nbs/20_metrics.fidelity.ipynb #d0dc1971
 def _load_body(body, path, net):
     "Load torchvision's weights into the `features` part."
     if not Path(path).is_file():
@@ -46,7 +57,7 @@ def _load_body(body, path, net):
     except Exception as e:
         raise ValueError(f"LPIPS: {path} does not hold the weights of {net!r} ({str(e)[:200]})") from e
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #c8195d0c
+# %% ../../nbs/20_metrics.fidelity.ipynb #3132a577
 def _channel_weights(net):
     "The learned weights of the channels, as torchmetrics ships them."
     file = Path(torchmetrics.__file__).parent/f"functional/image/lpips_models/{net}.pth"
@@ -54,7 +65,7 @@ def _channel_weights(net):
     lacks = f"this torchmetrics ({torchmetrics.__version__}) lacks {file.name}, the channels' weights"
     raise FileNotFoundError(f"LPIPS: {lacks}; install 1.4 or newer")
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #2cddea6d
+# %% ../../nbs/20_metrics.fidelity.ipynb #da29d286
 class LPIPS(nn.Module):
     """Learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924, version 0.1): 0 for equal pictures.
     Raises `FileNotFoundError` without the weights file, `ValueError` if it does not fit; downloads nothing.
@@ -75,7 +86,7 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor([.458,.448,.450]).view(3,1,1))
         self.eval().requires_grad_(False)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #3fd7aeb3
+# %% ../../nbs/20_metrics.fidelity.ipynb #63ed2b8b
 @patch
 def activations(self:LPIPS,
     x:torch.Tensor, # (n, 3, h, w) in [-1, 1]
@@ -87,30 +98,29 @@ def activations(self:LPIPS,
         if i in self.taps: res.append(x/(x.square().sum(1, keepdim=True).sqrt() + 1e-10))
     return res
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #d90a042c
+# %% ../../nbs/20_metrics.fidelity.ipynb #25757761
 @patch
 def forward(self:LPIPS,
     x:torch.Tensor, # (n, 3, h, w) in [-1, 1]
     y:torch.Tensor, # pictures to compare with, one by one
 ) -> torch.Tensor: # (n,)
     "Distance of each pair."
-    for v in (x, y): check_images(v, "LPIPS", channels=3)
-    if x.shape != y.shape:
-        raise ValueError(f"LPIPS: x {tuple(x.shape)} and y {tuple(y.shape)} should be pairs")
-    (h, w), k = x.shape[2:], self.smallest
-    if min(h, w) < k: raise ValueError(f"LPIPS: {h}x{w} pixels are too few, this network needs {k}x{k}")
-    layers = enumerate(zip(self.activations(x), self.activations(y)))
+    _check_pictures(x, y, "LPIPS", ("x","y"), self.smallest)
+    check_images(x, "LPIPS", channels=3)
+    layers = enumerate(zip(*[self.activations(v.to(self.shift.dtype)) for v in (x, y)]))
     return sum(((a-b).square()*getattr(self, f"weight{i}")).sum(1).mean((1,2)) for i,(a,b) in layers)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #0f6fc3ef
+# %% ../../nbs/20_metrics.fidelity.ipynb #b1ccd618
 def fidelity(
     t:torch.Tensor, # teacher pictures (n, c, h, w) in [-1, 1]
     s:torch.Tensor, # the student's for the same inputs
     lpips:LPIPS|None=None, # also measure this
 ) -> dict: # l1, mse (image units), psnr (dB), ssim, and lpips if asked for
-    "How close each student picture is to its teacher's; the peak of PSNR and SSIM is the full range of 2."
-    if t.shape != s.shape:
-        raise ValueError(f"fidelity: t {tuple(t.shape)} and s {tuple(s.shape)} should be pairs")
+    """How close each student picture is to its teacher's; the peak of PSNR and SSIM is the full range of 2.
+    Raises `ValueError` for unlike shapes or another range, `FloatingPointError` for NaN or infinity.
+    """
+    # the window of SSIM
+    _check_pictures(t, s, "fidelity", ("t","s"), smallest=6)
     t, s, peak = t.float(), s.float(), dict(data_range=2.)
     res = dict(l1=(t-s).abs().mean(), mse=(t-s).square().mean())
     res["psnr"] = peak_signal_noise_ratio(s, t, **peak)
@@ -118,33 +128,39 @@ def fidelity(
     if lpips is not None: res["lpips"] = lpips(t, s).mean()
     return {k: v.item() for k,v in res.items()}
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #962f2036
+# %% ../../nbs/20_metrics.fidelity.ipynb #d1c05cac
 def luma(
     x:torch.Tensor, # (b, 3 or 1, h, w) in [-1, 1]
 ) -> torch.Tensor: # (b, 1, h, w)
     "Y of BT.601 in 16..235; a grey picture is its own luma, in 0..255."
+    if check_batch(x, "luma").shape[1] not in (1,3):
+        raise ValueError(f"luma: expected 1 or 3 channels, got {x.shape[1]} in shape {tuple(x.shape)}")
     v = (x+1)/2
     if x.shape[1] == 1: return 255*v
     return 16 + (v*v.new_tensor([65.481,128.553,24.966]).view(3,1,1)).sum(1, keepdim=True)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #9da8480c
+# %% ../../nbs/20_metrics.fidelity.ipynb #afa21fe2
 def round8(
-    x:torch.Tensor, # in [-1, 1]
+    x:torch.Tensor, # floats, meant to be in [-1, 1]; what is beyond is clamped
 ) -> torch.Tensor:
-    "The nearest values that an 8-bit file can hold."
+    "The nearest values that an 8-bit file can hold; raises `FloatingPointError` for NaN or infinity."
+    if not x.is_floating_point(): raise TypeError(f"round8: expected floats in [-1, 1], got {x.dtype}")
+    check_finite(x, "round8")
     return ((x.clamp(-1,1)+1)*127.5).round()/127.5 - 1
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #05f249c9
+# %% ../../nbs/20_metrics.fidelity.ipynb #5c5215d6
 def judge(
-    restored:torch.Tensor, # (1, c, h, w) in [-1, 1]
+    restored:torch.Tensor, # (1, c, h, w), in [-1, 1] or a little beyond (a network's answer), floats
     clean:torch.Tensor, # (1, c, h, w) in [-1, 1]
     border:int=0, # pixels to leave out on each side
 ) -> dict: # psnr_y, psnr (dB), ssim
     "PSNR and SSIM of one picture, rounded to 8 bits; `ValueError` for unlike shapes or too few pixels."
-    if restored.shape != clean.shape:
-        sides = f"restored {tuple(restored.shape)} and clean {tuple(clean.shape)}"
-        raise ValueError(f"judge: {sides} should be a pair")
-    h, w = clean.shape[2:]
+    check_batch(restored, "judge: restored")
+    check_alike(restored, check_images(clean, "judge: clean"), "judge", ("restored","clean"))
+    check_range(restored, "judge: restored", (-2,2))
+    check_number(border, "judge: border", 0, whole=True)
+    n, _, h, w = clean.shape
+    if n != 1: raise ValueError(f"judge: expected one picture, got {n}; judge each by itself")
     if min(h, w) <= 2*border + 11:
         few = f"{h}x{w} pixels are too few for a border of {border} and the window of SSIM"
         raise ValueError(f"judge: {few}")
@@ -154,7 +170,7 @@ def judge(
     ssim = structural_similarity_index_measure(ya, yb, data_range=255.).item()
     return dict(psnr_y=psnr(ya, yb, 255), psnr=psnr(a, b, 2), ssim=ssim)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #6981696f
+# %% ../../nbs/20_metrics.fidelity.ipynb #ce919fd9
 def _cosines(n=8):
     "The orthonormal cosine transform of `n` points as a matrix."
     k, i = torch.arange(n, dtype=torch.float64)[:,None], torch.arange(n, dtype=torch.float64)
@@ -162,11 +178,14 @@ def _cosines(n=8):
     c[0] /= 2**.5
     return c
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #56727654
+# %% ../../nbs/20_metrics.fidelity.ipynb #aaa9a370
 def patch_spectra(
     x:torch.Tensor, # (b, 3, h, w) in [-1, 1], sides multiples of 8
 ) -> torch.Tensor: # (b, 18), float64
     "Log power of the fifteen diagonals of the luma's 8x8 cosine transform, and the mean of each channel."
+    check_images(x, "patch_spectra", channels=3)
+    if x.shape[2] % 8 or x.shape[3] % 8:
+        raise ValueError(f"patch_spectra: expected sides that are multiples of 8, got {tuple(x.shape[2:])}")
     c, b = _cosines().to(x.device), len(x)
     y = luma(x).double()[:,0].view(b, x.shape[2]//8, 8, x.shape[3]//8, 8).permute(0,1,3,2,4)
     p = ((c @ y @ c.T)**2).mean((1,2))
@@ -174,15 +193,17 @@ def patch_spectra(
     bands = torch.stack([(p[:, band == d].mean(1) + 1).log() for d in range(15)], 1)
     return torch.cat([bands, x.double().mean((2,3))], 1)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #a17d26e8
+# %% ../../nbs/20_metrics.fidelity.ipynb #3bcac713
 def patches(
     x:torch.Tensor, # (1, c, h, w)
     size:int=32, # side
 ) -> torch.Tensor: # (n, c, size, size)
-    "All patches of a picture, side by side."
+    "All patches of a picture, side by side; raises `ValueError` if none fits."
+    smallest = min(check_batch(x, "patches").shape[2:])
+    check_number(size, f"patches of {tuple(x.shape[2:])}: size", 1, smallest, whole=True)
     return x.unfold(2, size, size).unfold(3, size, size).permute(0,2,3,1,4,5).flatten(0,2)
 
-# %% ../../nbs/20_metrics.fidelity.ipynb #4f2c61b3
+# %% ../../nbs/20_metrics.fidelity.ipynb #054e24d4
 def align(
     net:nn.Module, # a restorer, with `config`
 ) -> int: # pixels
