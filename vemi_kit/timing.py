@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Latency', 'time_calls', 'torch_threads', 'latency', 'machine', 'machine_text', 'CostReport']
 
-# %% ../nbs/16_timing.ipynb #eeec4e19
+# %% ../nbs/16_timing.ipynb #6fff8e8c
 import copy, os, platform, time
 import torch
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, asdict
 from fastcore.all import patch
 from torch import nn
-from .core import frozen
+from .core import check_number, frozen
 from .costs import count_params, layer_costs
 
 # %% ../nbs/16_timing.ipynb #a4cccce6
@@ -63,18 +63,32 @@ def time_calls(
     if device.type == "mps": torch.mps.synchronize()
     return (time.perf_counter()-start)*1e3
 
-# %% ../nbs/16_timing.ipynb #0a3b9d83
+# %% ../nbs/16_timing.ipynb #0bd049e0
 @contextmanager
 def torch_threads(
     n:int, # CPU threads
 ):
     "Within the block torch computes with `n` CPU threads."
     was = torch.get_num_threads()
-    torch.set_num_threads(n)
+    torch.set_num_threads(check_number(n, "torch_threads: n", 1, whole=True))
     try: yield
     finally: torch.set_num_threads(was)
 
-# %% ../nbs/16_timing.ipynb #bc5d4e6a
+# %% ../nbs/16_timing.ipynb #53b29577
+def _check_timing(net, inputs, seconds, warmup, **whole):
+    "What cannot be timed is told before the first run. A limit of NaN would never be reached."
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"latency: expected a torch.nn.Module, got {type(net).__name__}")
+    check_number(seconds, "latency: seconds", 0)
+    check_number(warmup, "latency: warmup", 0, whole=True)
+    for k,v in whole.items():
+        if v is not None: check_number(v, f"latency: {k}", 1, whole=True)
+    if not inputs or not all(torch.is_tensor(x) and x.ndim and len(x) for x in inputs):
+        got = [tuple(x.shape) if torch.is_tensor(x) else type(x).__name__ for x in inputs]
+        raise ValueError(f"latency: expected example batches, tensors of at least one sample, got {got}")
+    if inputs[0].is_meta: raise ValueError("latency: nothing is computed on the meta device; move both")
+
+# %% ../nbs/16_timing.ipynb #5f7a5bb3
 def _repeated(inputs, batch):
     "Inputs of one sample, repeated to `batch`; None leaves them as they are."
     if batch is None: return inputs
@@ -88,7 +102,7 @@ def _channels_last(net, inputs):
     last = dict(memory_format=torch.channels_last)
     return copy.deepcopy(net).to(**last), [x.to(**last) if x.ndim == 4 else x for x in inputs]
 
-# %% ../nbs/16_timing.ipynb #063008ac
+# %% ../nbs/16_timing.ipynb #a5cd3358
 def _timings(net, inputs, device, seconds, warmup, threads, dtype):
     "Milliseconds of each timed run."
     run, times = lambda: net(*inputs), []
@@ -105,7 +119,7 @@ def _dtype_name(net, inputs, dtype):
 
 def _device_name(device): return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
-# %% ../nbs/16_timing.ipynb #6e5f938e
+# %% ../nbs/16_timing.ipynb #158e6fba
 def latency(
     net:nn.Module, # any module; left as it is
     *inputs:torch.Tensor, # example batch, on the device of `net`
@@ -117,6 +131,7 @@ def latency(
     channels_last:bool=False, # measure a copy with channels last in memory
 ) -> Latency:
     "Measure the forward pass in evaluation mode, without gradients."
+    _check_timing(net, inputs, seconds, warmup, batch=batch, threads=threads)
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected torch.bfloat16, torch.float16 or None, got {dtype}")
     inputs = _repeated(inputs, batch)
@@ -128,7 +143,7 @@ def latency(
     runs = len(inputs[0]), threads, len(times), warmup
     return Latency(mid, high-low, *runs, _device_name(device), kind, layout)
 
-# %% ../nbs/16_timing.ipynb #9d1b3532
+# %% ../nbs/16_timing.ipynb #2fd383c8
 def machine(
     device:str|torch.device="cpu", # that computes
 ) -> dict:
@@ -141,14 +156,14 @@ def machine(
         bf16_instructions=torch.cuda.is_bf16_supported() if gpu else bool(on_cpu()), torch=torch.__version__,
     )
 
-# %% ../nbs/16_timing.ipynb #e70a94d1
+# %% ../nbs/16_timing.ipynb #ca0a9a72
 def machine_text(
     device:str|torch.device="cpu", # that computes
 ) -> str:
     "The same in words."
     return ", ".join(f"{k.replace('_', ' ')} {v}" for k,v in machine(device).items())
 
-# %% ../nbs/16_timing.ipynb #965bdabe
+# %% ../nbs/16_timing.ipynb #2c1334f8
 class CostReport:
     "Parameters, MACs a sample and latency of a teacher and its student, side by side."
     def __init__(self,
@@ -161,6 +176,10 @@ class CostReport:
         ignore:tuple=(), # operators counted as free, as in `count_macs`
         **options, # of `latency`: threads, dtype, channels_last, warmup
     ):
+        if not torch.is_tensor(sample) or len(sample) != 1:
+            got = tuple(sample.shape) if torch.is_tensor(sample) else type(sample).__name__
+            raise ValueError(f"CostReport: expected one example input (1, ...), got {got}; give sample[:1]")
+        for b in batches: check_number(b, "CostReport: batches", 1, whole=True)
         self.convention, nets = convention, (teacher, student)
         costs = [layer_costs(n, sample, convention=convention, ignore=ignore) for n in nets]
         self.params, self.macs = [count_params(n) for n in nets], [c.macs for c in costs]
@@ -169,7 +188,7 @@ class CostReport:
         self.latency = {b: timed(b) for b in batches}
     def _repr_markdown_(self): return self.table()
 
-# %% ../nbs/16_timing.ipynb #991e97ce
+# %% ../nbs/16_timing.ipynb #28a8e7e9
 @patch(as_prop=True)
 def macs_ratio(self:CostReport) -> float:
     "How many times more MACs the teacher has."
@@ -184,10 +203,12 @@ def params_ratio(self:CostReport) -> float:
 def speedup(self:CostReport,
     batch:int, # one of the timed batch sizes
 ) -> float:
-    "How many times longer the teacher takes."
+    "How many times longer the teacher takes; raises `ValueError` for a batch that was not timed."
+    timed = list(self.latency)
+    if batch not in timed: raise ValueError(f"speedup: timed batches are {timed}, got {batch}")
     return self.latency[batch][0].ms/self.latency[batch][1].ms
 
-# %% ../nbs/16_timing.ipynb #46d18338
+# %% ../nbs/16_timing.ipynb #80ffb5ff
 @patch
 def to_dict(self:CostReport) -> dict:
     "Everything as plain numbers, for JSON."
@@ -196,7 +217,7 @@ def to_dict(self:CostReport) -> dict:
     speedup = {b: self.speedup(b) for b in self.latency}
     return dict({k: getattr(self, k) for k in plain}, latency=times, speedup=speedup)
 
-# %% ../nbs/16_timing.ipynb #305581e7
+# %% ../nbs/16_timing.ipynb #d8b30760
 @patch
 def table(self:CostReport) -> str: # markdown
     "A table of both networks and their ratios."

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['discrepancy', 'ChainQuality', 'student_energy', 'sharp_energy']
 
-# %% ../../nbs/85_study.chain_quality.ipynb #22669ee4
+# %% ../../nbs/85_study.chain_quality.ipynb #779af999
 import time
 import torch
 from collections.abc import Callable
 from contextlib import contextmanager
 from fastcore.all import patch, store_attr
-from ..core import frozen, generator, set_seed
+from ..core import check_alike, check_finite, frozen, generator, set_seed
 from ..data.pictures import digits, photo_crops, resize
 from ..data.batches import Batches
 from ..vem import VEM
@@ -19,13 +19,16 @@ from ..nats.energies import ResidualStack
 from ..nats.mala import ReplayBuffer
 from .loops import longer_steps
 
-# %% ../../nbs/85_study.chain_quality.ipynb #e75c5af8
+# %% ../../nbs/85_study.chain_quality.ipynb #29b1f8a1
 def discrepancy(
     x:torch.Tensor, # samples (n, c, h, w)
     y:torch.Tensor, # other samples of the same conditions, (n, c, h, w)
     size:int=16, # side to which they are reduced first
 ) -> float: # unbiased MMD², may be slightly negative
     "Kernel discrepancy with a Gaussian kernel, whose bandwidth is the median distance of all samples."
+    check_alike(x, y, "discrepancy", ("x","y"))
+    for v in (x, y): check_finite(v, "discrepancy")
+    if len(x) < 2: raise ValueError(f"discrepancy: at least two samples expected, got {len(x)}")
     n = len(x)
     z = torch.cat([resize(a, size).flatten(1) if a.shape[-1] > size else a.flatten(1) for a in (x, y)])
     d = torch.cdist(z, z).square()

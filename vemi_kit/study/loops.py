@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PlainLoop', 'KitLoop', 'BareConvolutions', 'interleaved', 'ratio', 'longer_steps', 'bench_iteration']
 
-# %% ../../nbs/84_study.loops.ipynb #c945996d
+# %% ../../nbs/84_study.loops.ipynb #0b8bec98
 import math, statistics, time
 import torch
 from fastcore.all import patch, store_attr
 from torch import nn
-from ..core import frozen
+from ..core import check_number, frozen
 from ..data.pictures import photo_crops, resize
 from ..timing import time_calls
 from ..energy import EnergyNet
@@ -124,7 +124,7 @@ def __call__(self:BareConvolutions):
             if weights is None: continue
             back(y, x, w, None, stride, padding, one, False, (0,0), 1, (True, weights, False))
 
-# %% ../../nbs/84_study.loops.ipynb #2efa3b12
+# %% ../../nbs/84_study.loops.ipynb #f8fbe64b
 def interleaved(
     runs:dict, # name -> function without arguments
     rounds:int=5, # how often each is timed, in turns, after one run that is not
@@ -133,6 +133,7 @@ def interleaved(
     """Time functions in turns. Clock: CPU time of the process with one thread on a CPU, GPU events on a GPU,
     else wall-clock.
     """
+    check_number(rounds, "interleaved: rounds", 1, whole=True)
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     def once(run):
         if not alone: return time_calls(run, device)/1e3
@@ -155,7 +156,7 @@ def ratio(
     r = [x/y for x,y in zip(times[a], times[b])]
     return dict(median=statistics.median(r), low=min(r), high=max(r))
 
-# %% ../../nbs/84_study.loops.ipynb #95eeabe6
+# %% ../../nbs/84_study.loops.ipynb #06413990
 def longer_steps(
     n:int, # steps to take
     of:int=10, # instead of this many
@@ -165,7 +166,10 @@ def longer_steps(
     """Settings of a chain that covers the same time in fewer, longer steps: step_size times of/n, noise
     times its root. The temperature stays.
     """
+    check_number(of, "longer_steps: of", 1, whole=True)
     if not 1 <= n <= of: raise ValueError(f"longer_steps: 1 to {of} steps expected, got {n}")
+    check_number(n, "longer_steps: n", 1, of, whole=True)
+    for k,v in (("step_size", step_size), ("noise_std", noise_std)): check_number(v, f"longer_steps: {k}", 0)
     return dict(n_steps=n, step_size=step_size*of/n, noise_std=noise_std*math.sqrt(of/n))
 
 # %% ../../nbs/84_study.loops.ipynb #7b2ef17d
