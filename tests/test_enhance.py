@@ -231,3 +231,31 @@ def test_names_that_are_not_utf8(tmp_path):
     assert "caf\\udce9.png" in (tmp_path/"o/report.md").read_text(encoding="utf-8")
     rows = json.loads((tmp_path/"o/report.json").read_text())["evaluation"]["rows"]
     assert "caf\udce9.png" in {r["picture"] for r in rows}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_one_process_a_folder(tmp_path, here):
+    "A training in a folder that another process trains in is refused, and touches nothing."
+    import fcntl
+    pictures(tmp_path/"in", 3, 64, 64)
+    (tmp_path/"o").mkdir()
+    with (tmp_path/"o/lock").open("a") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        r = here(*train("in", "--out", "o"))
+        assert r.returncode == 1 and "another process is writing" in r.stderr
+        assert [p.name for p in (tmp_path/"o").iterdir()] == ["lock"]
+    assert here(*train("in", "--out", "o")).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no file-size limit")
+def test_a_full_disk_is_told_and_leaves_whole_files(tmp_path, student):
+    "With a limit on the size of files the large pictures fail, each with its reason; the small ones come."
+    pictures(tmp_path/"in", 1)
+    noise = np.random.default_rng(0).integers(0, 255, (90,90,3), dtype=np.uint8)
+    for i in range(2): Image.fromarray(noise).save(tmp_path/f"in/large{i}.png")
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); {CODE}"
+    args = [sys.executable, "-c", code, "apply", student, "in", "--out", "out", "--device", "cpu"]
+    r = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENV)
+    assert r.returncode == 1 and "1 written, 0 already there, 2 failed" in r.stdout, r.stderr
+    assert "large0.png: " in r.stderr and "Traceback" not in r.stderr
+    assert sorted(p.name for p in (tmp_path/"out").iterdir()) == ["00.png", JOURNAL]

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['vemi_enhance', 'write_report', 'train', 'apply']
 
-# %% ../../nbs/81_enhance.command.ipynb #8cc033ef
+# %% ../../nbs/81_enhance.command.ipynb #35e29444
 import json, torch
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
-from ..files import write_text
+from ..files import lock_file, write_text
 from ..commands import command, command_line
 from ..timing import CostReport
 from ..methods.base import Objective
@@ -151,15 +151,23 @@ def _prepare(out, s, was, device):
     else: e.make_student(**_budget(s["width"], s["macs_ratio"], s["latency_ms"]))
     return e
 
-# %% ../../nbs/81_enhance.command.ipynb #28124379
+# %% ../../nbs/81_enhance.command.ipynb #81a372e9
 def _train(out, s, resume, device):
-    "The whole way for settings `s`; returns the table."
+    "The whole way for settings `s`, one process a folder; returns the table."
     was = _earlier_settings(out, s, resume)
     e = _prepare(out, s, was, device)
     kept = dict(s, student_width=e.student.net.config["width"], pictures=_pictures(e))
     _same_pictures(was.get("pictures"), kept["pictures"])
     if not was: e.rehearse(s["methods"], s["positive"])
-    write_text(out/"settings.json", json.dumps(kept, indent=1))
+    out.mkdir(parents=True, exist_ok=True)
+    with (out/"lock").open("a") as lock:
+        lock_file(lock, out)
+        if not was: _earlier_settings(out, s, resume)          # another process may have been faster
+        write_text(out/"settings.json", json.dumps(kept, indent=1))
+        return _train_both(e, out, s)
+
+def _train_both(e, out, s):
+    "Teacher where none is given, student, report; returns the table."
     if not s["teacher"]:
         e.train_teacher(s["teacher_steps"], width=s["teacher_width"], depth=s["teacher_depth"])
         save_restorer(out/"teacher.safetensors", e.teacher, half=False)

@@ -80,14 +80,16 @@ def _eight_bits(im, info):
     v = torch.tensor(v).reshape(*v.shape[:2], -1).permute(2,0,1)/127.5 - 1
     return Picture(*((v[:-1], v[-1:]) if clear else (v, None)), 8, info)
 
-# %% ../../nbs/80_enhance.files.ipynb #02b3d9b1
+# %% ../../nbs/80_enhance.files.ipynb #41c08556
 def read_picture(
     path:str|Path, # an image file
 ) -> Picture:
     "Decode a file and turn it upright; `ValueError` with its name if that cannot be done without loss."
     im, raw, frames, info = _open(path)
     if frames > 1: raise ValueError(f"{path}: holds {frames} frames; save them as single pictures")
-    if im.mode.startswith("I;16") or im.mode == "I": return _sixteen_bits(path, im, info)
+    if im.mode.startswith("I;16") or im.mode == "I":
+        if "transparency" not in im.info: return _sixteen_bits(path, im, info)
+        raise ValueError(f"{path}: 16-bit grey with a transparent value; save it without, or with 8 bits")
     if ";16" in raw:
         hint = "save it with 8 bits a channel, or its channels as 16-bit grey files"
         raise ValueError(f"{path}: 16-bit colour, of which Pillow reads 8 bits only; {hint}")
@@ -152,7 +154,7 @@ def _journal(path):
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ()
     return {r["output"]: r for r in map(_record, lines) if r}
 
-# %% ../../nbs/80_enhance.files.ipynb #60a9b9da
+# %% ../../nbs/80_enhance.files.ipynb #bf8d33af
 @contextmanager
 def _open_journal(out):
     "The journal of `out`, for this process only; nothing is left of one that stays empty."
@@ -161,7 +163,7 @@ def _open_journal(out):
     out.mkdir(parents=True, exist_ok=True)
     path = out/JOURNAL
     try:
-        with path.open("a", encoding="utf-8") as journal:
+        with path.open("ab", buffering=0) as journal:
             lock_file(journal, path)
             yield journal
     finally:
@@ -187,10 +189,12 @@ def output_names(
     hint = "rename those that end like 'a.png.jpg'"
     raise ValueError(f"the pictures of {str(folder)!r} cannot all keep their names as PNG ({some}); {hint}")
 
-# %% ../../nbs/80_enhance.files.ipynb #eb0bd32a
+# %% ../../nbs/80_enhance.files.ipynb #9f831725
 def _sources(folder, out):
     "The pictures to restore, what only looks like one, and the folder that their names are relative to."
     base = folder.parent if folder.is_file() else folder
+    if folder.exists() and not folder.is_dir() and not folder.is_file():
+        raise ValueError(f"{str(folder)!r} is neither a folder nor a regular file")
     if out.resolve() == base.resolve():
         raise ValueError(f"out={str(out)!r} is the folder of the pictures itself; choose another")
     if folder.is_file(): return [folder], [], base
@@ -219,7 +223,7 @@ def _refuse_to_replace(there, out):
         f"from these files; pass overwrite=True (--overwrite), or choose another folder"
     )
 
-# %% ../../nbs/80_enhance.files.ipynb #a4221500
+# %% ../../nbs/80_enhance.files.ipynb #62f67dfa
 def _restore_file(restorer, source, out, name, settings, journal, **kw):
     "Restore one file: it is in the journal before it takes its place, which does no harm if it never does."
     source_sha = file_hash(source)
@@ -227,8 +231,8 @@ def _restore_file(restorer, source, out, name, settings, journal, **kw):
         sha = write_picture(part, restorer.restore(read_picture(source), **kw))
         row = dict(output=name, output_sha=sha, source=source.name, source_sha=source_sha, settings=settings)
         # a line begins with its end: one that was cut off spoils no other
-        journal.write("\n" + json.dumps(row))
-        journal.flush()
+        line = f"\n{json.dumps(row)}".encode()
+        if journal.write(line) < len(line): raise OSError(f"{JOURNAL} cannot be written: the disk is full")
         os.fsync(journal.fileno())
 
 # %% ../../nbs/80_enhance.files.ipynb #5ab827aa
