@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_available', 'default_device', 'check_finite',
-           'check_batch', 'check_range', 'check_images', 'check_number', 'check_alike', 'DivergenceError', 'require',
-           'digest', 'plain_number', 'frozen']
+           'check_batch', 'check_range', 'check_images', 'check_number', 'check_alike', 'check_net', 'checked_call',
+           'DivergenceError', 'require', 'digest', 'plain_number', 'frozen']
 
 # %% ../nbs/01_core.ipynb #eeb41599
 import hashlib, importlib, math, numbers, random
@@ -182,6 +182,45 @@ def check_alike(
     if a.shape == b.shape: return
     shapes = f"{names[0]} {tuple(a.shape)} and {names[1]} {tuple(b.shape)}"
     raise ValueError(f"{name}: {shapes} should be pairs, of the same shape")
+
+# %% ../nbs/01_core.ipynb #c0de0011
+def check_net(
+    net:nn.Module, # a network
+    name:str, # how the message calls it
+) -> nn.Module: # net, unchanged
+    "Return `net` if it is a module; raises `TypeError` otherwise."
+    if isinstance(net, nn.Module): return net
+    kind = net.__name__ if isinstance(net, type) else type(net).__name__
+    got = f"the class {kind}; make one: {kind}(...)" if isinstance(net, type) else kind
+    raise TypeError(f"{name}: expected a torch.nn.Module, got {got}")
+
+# %% ../nbs/01_core.ipynb #c0de0012
+def _refuse_unbatched(m, x):
+    "A hook before a convolution's forward."
+    if not (x and torch.is_tensor(x[0])) or x[0].ndim != len(m.kernel_size)+1: return
+    raise ValueError(f"a convolution got {tuple(x[0].shape)}, without a batch axis; add one with x[None]")
+
+# %% ../nbs/01_core.ipynb #c0de0013
+@contextmanager
+def checked_call(
+    net:nn.Module, # called within the block
+    inputs:tuple, # with these
+    name:str, # how messages begin
+):
+    """Within the block what `net` cannot take is a `ValueError` that names the inputs' shapes; inputs that
+    are not finite are refused before. A full memory and missing operators keep their own errors.
+    """
+    tensors = [x for x in inputs if torch.is_tensor(x) and not x.is_meta]
+    for x in tensors: check_finite(x, f"{name}: inputs", "Shapes are enough: give zeros.")
+    convs = [m for m in net.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    hooks = [m.register_forward_pre_hook(_refuse_unbatched) for m in convs]
+    try: yield
+    except (NotImplementedError, torch.OutOfMemoryError): raise
+    except (RuntimeError, TypeError, ValueError) as e:
+        got = [f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__ for x in inputs]
+        raise ValueError(f"{name}: the network cannot take the inputs {', '.join(got)}: {e}") from e
+    finally:
+        for h in hooks: h.remove()
 
 # %% ../nbs/01_core.ipynb #9c269343
 class DivergenceError(FloatingPointError):

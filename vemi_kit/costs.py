@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['count_params', 'LayerCost', 'LayerCosts', 'layer_costs', 'count_macs']
 
-# %% ../nbs/15_costs.ipynb #8bf8d7af
+# %% ../nbs/15_costs.ipynb #cffd73b1
 import math
 import torch
 from contextlib import ExitStack, contextmanager
@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from fastcore.all import patch
-from .core import frozen
+from .core import check_net, checked_call, frozen
 
-# %% ../nbs/15_costs.ipynb #1b7a8b75
+# %% ../nbs/15_costs.ipynb #d74746f5
 def count_params(
     net:nn.Module, # any module
 ) -> int:
     "Number of learned parameters, biases included; a shared one counts once."
-    return sum(p.numel() for p in net.parameters())
+    return sum(p.numel() for p in check_net(net, "count_params: net").parameters())
 
 # %% ../nbs/15_costs.ipynb #6899a3f4
 _FREE = set("""
@@ -257,7 +257,7 @@ def _params_by_layer(net):
         res[owner] = res.get(owner, 0) + p.numel()
     return res
 
-# %% ../nbs/15_costs.ipynb #113d635e
+# %% ../nbs/15_costs.ipynb #e005f815
 def layer_costs(
     net:nn.Module, # any module, on any device: "meta" counts without computing
     *inputs:torch.Tensor, # one example batch; MACs are those of the whole batch
@@ -265,14 +265,14 @@ def layer_costs(
     ignore:tuple=(), # operators to accept as free, e.g. ("aten.grid_sampler_2d",)
 ) -> LayerCosts:
     "One forward pass in evaluation mode; `NotImplementedError` names layer and operator without a rule."
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"layer_costs: expected a torch.nn.Module, got {type(net).__name__}")
+    check_net(net, "layer_costs: net")
     known = convention in ("input","output")
     if not known: raise ValueError(f"convention: expected 'input' or 'output', got {convention!r}")
     if isinstance(ignore, str):
         raise TypeError(f"ignore: expected a tuple of names, got {ignore!r}; write ({ignore!r},)")
     c = _Counter(net, convention, ignore)
-    with frozen(net), torch.no_grad(), c.listen(): net(*inputs)
+    calling = checked_call(net, inputs, "layer_costs")
+    with calling, frozen(net), torch.no_grad(), c.listen(): net(*inputs)
     own, rows = _params_by_layer(net), []
     for n,m in net.named_modules():
         seen = c.macs.get(n, 0), c.shape.get(n), c.calls.get(n, 0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Latency', 'time_calls', 'torch_threads', 'latency', 'machine', 'machine_text', 'CostReport']
 
-# %% ../nbs/16_timing.ipynb #6fff8e8c
+# %% ../nbs/16_timing.ipynb #4b9db6c3
 import copy, os, platform, time
 import torch
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, asdict
 from fastcore.all import patch
 from torch import nn
-from .core import check_number, frozen
+from .core import check_net, check_number, checked_call, frozen
 from .costs import count_params, layer_costs
 
 # %% ../nbs/16_timing.ipynb #a4cccce6
@@ -74,19 +74,18 @@ def torch_threads(
     try: yield
     finally: torch.set_num_threads(was)
 
-# %% ../nbs/16_timing.ipynb #53b29577
+# %% ../nbs/16_timing.ipynb #fa169090
 def _check_timing(net, inputs, seconds, warmup, **whole):
     "What cannot be timed is told before the first run. A limit of NaN would never be reached."
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"latency: expected a torch.nn.Module, got {type(net).__name__}")
+    check_net(net, "latency: net")
     check_number(seconds, "latency: seconds", 0)
     check_number(warmup, "latency: warmup", 0, whole=True)
     for k,v in whole.items():
         if v is not None: check_number(v, f"latency: {k}", 1, whole=True)
     if not inputs or not all(torch.is_tensor(x) and x.ndim and len(x) for x in inputs):
         got = [tuple(x.shape) if torch.is_tensor(x) else type(x).__name__ for x in inputs]
-        raise ValueError(f"latency: expected example batches, tensors of at least one sample, got {got}")
-    if inputs[0].is_meta: raise ValueError("latency: nothing is computed on the meta device; move both")
+        raise ValueError(f"latency: inputs: expected example batches, tensors of a sample or more, got {got}")
+    if inputs[0].is_meta: raise ValueError("latency: inputs: nothing is computed on the meta device; move it")
 
 # %% ../nbs/16_timing.ipynb #5f7a5bb3
 def _repeated(inputs, batch):
@@ -102,13 +101,15 @@ def _channels_last(net, inputs):
     last = dict(memory_format=torch.channels_last)
     return copy.deepcopy(net).to(**last), [x.to(**last) if x.ndim == 4 else x for x in inputs]
 
-# %% ../nbs/16_timing.ipynb #a5cd3358
+# %% ../nbs/16_timing.ipynb #aac417b5
 def _timings(net, inputs, device, seconds, warmup, threads, dtype):
     "Milliseconds of each timed run."
     run, times = lambda: net(*inputs), []
     cast = torch.autocast(device.type, dtype) if dtype else nullcontext()
     with frozen(net), torch.inference_mode(), torch_threads(threads), cast:
-        for _ in range(warmup): time_calls(run, device)
+        with checked_call(net, inputs, "latency"): first = time_calls(run, device)
+        for _ in range(warmup-1): time_calls(run, device)
+        if not warmup: times.append(first)
         while len(times) < 3 or sum(times) < seconds*1e3: times.append(time_calls(run, device))
     return times
 
