@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_available', 'default_device', 'check_finite',
            'check_batch', 'check_range', 'check_images', 'check_number', 'check_alike', 'check_net', 'checked_call',
-           'DivergenceError', 'require', 'digest', 'plain_number', 'frozen']
+           'DivergenceError', 'require', 'digest', 'plain_number', 'plain_value', 'plain_values', 'frozen']
 
 # %% ../nbs/01_core.ipynb #eeb41599
 import hashlib, importlib, math, numbers, random
@@ -258,6 +258,22 @@ def plain_number(
     "Numbers of NumPy and torch as plain ones, for `json.dumps(default=)`; `TypeError` for anything else."
     if hasattr(x, "tolist"): return x.tolist()
     raise TypeError(f"{type(x).__name__} cannot be written as JSON; expected numbers, texts, lists or dicts")
+
+# %% ../nbs/01_core.ipynb #725f8b22
+def plain_value(
+    x:object, # a number, of NumPy and torch too, or a switch (bool)
+    name:str, # how the message calls it
+) -> int|float|bool:
+    "A plain finite number or a bool, so that it can be saved; raises `TypeError` or `ValueError`."
+    x = x.item() if getattr(x, "ndim", None) == 0 else x
+    return x if isinstance(x, bool) else check_number(x, name)
+
+def plain_values(
+    name:str, # of the function, for messages
+    **values:object, # by argument
+) -> list:
+    "`plain_value` of each."
+    return [plain_value(v, f"{name}: {k}") for k,v in values.items()]
 
 # %% ../nbs/01_core.ipynb #f618af90
 @contextmanager

@@ -79,12 +79,14 @@ def save_tensors(
     check = digest(tensors, *(f"{k}={v}" for k,v in sorted(texts.items())))
     with atomic_write(path) as part: save_file(tensors, part, metadata={**texts, DIGEST: check})
 
-# %% ../nbs/02_files.ipynb #d9bc462e
+# %% ../nbs/02_files.ipynb #142e4ad5
 @contextmanager
 def open_weights(
     path:str|Path, # a safetensors file
 ):
     "The file, open. Raises `FileNotFoundError` without it, `ValueError` if it holds something else."
+    if not isinstance(path, (str,Path)):
+        raise TypeError(f"path: expected a weights file, got {type(path).__name__}")
     if not Path(path).is_file(): raise FileNotFoundError(f"no weights file {str(path)!r}")
     try: f = safe_open(path, "pt")
     except Exception as e:

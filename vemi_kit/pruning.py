@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['IMPORTANCES', 'saliency', 'channel_scores', 'keep_plan', 'prune', 'load_pruned']
 
-# %% ../nbs/38_pruning.ipynb #31fe320b
+# %% ../nbs/38_pruning.ipynb #979c4927
 import torch
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from torch import nn
 from .channels import check_cut, couplings, cut, fit_layers
-from .core import stream
+from .core import check_number, stream
 from .files import load_state, load_tensors, read_config
 from .zoo.stylegan2 import StyleGAN2Generator
-from .students import Budget
+from .students import Budget, check_network
 
 # %% ../nbs/38_pruning.ipynb #67794b76
 def _mask_for(y, mask):
@@ -114,15 +114,16 @@ def keep_plan(
     keep = lambda i: [all_stay(c) if r is None else r < k for c,r,k in zip(coupled, ranks, number(i))]
     return lo, hi, keep
 
-# %% ../nbs/38_pruning.ipynb #9a26a248
-def _check_prune(sample, least, budgets):
-    "`ValueError` for arguments of `prune` that cannot work."
+# %% ../nbs/38_pruning.ipynb #0f16096f
+def _check_prune(teacher, sample, least, budgets):
+    "`TypeError` or `ValueError` for arguments of `prune` that cannot work."
+    check_network(teacher, "prune: teacher")
     if all(v is None for v in budgets.values()):
         raise ValueError(f"prune: give a budget ({', '.join(budgets)}); got none")
     if sample is None: raise ValueError("prune: needs sample=, example inputs (b, ...), to trace the network")
-    if least < 1: raise ValueError(f"prune: least >= 1 expected, got {least}")
+    check_number(least, "prune: least", 1, whole=True)
 
-# %% ../nbs/38_pruning.ipynb #7acb6c1f
+# %% ../nbs/38_pruning.ipynb #391301ee
 def prune(
     teacher:nn.Module, # any module that torch-pruning can trace, or a StyleGAN2 generator; left as it is
     macs:float|None=None, # the most MACs a sample that the student may cost
@@ -143,7 +144,7 @@ def prune(
     `check_cut`), or a budget below the smallest cut, `ImportError` without the `prune` extra.
     """
     budgets = dict(macs=macs, macs_ratio=macs_ratio, params=params, latency_ms=latency_ms)
-    _check_prune(sample, least, budgets)
+    _check_prune(teacher, sample, least, budgets)
     budget = Budget("prune", teacher, sample, **budgets)
     coupled = couplings(teacher, sample[:1])
     scores = channel_scores(teacher, coupled, importance, sample, mask)

@@ -6,14 +6,14 @@
 __all__ = ['RAMPS', 'WHOLE', 'Schedule', 'as_schedule', 'constant', 'linear', 'cosine', 'exponential', 'warmup', 'phases',
            'alternate', 'Plan', 'plot_schedules', 'student_plan', 'draw_plan', 'schedule_designer']
 
-# %% ../nbs/14_schedules.ipynb #ba8660df
+# %% ../nbs/14_schedules.ipynb #7cefc13a
 import math
 from collections.abc import Callable
 from fastcore.all import patch, store_attr
-from .core import require
+from .core import check_number, plain_value, plain_values, require
 from .show import explore
 
-# %% ../nbs/14_schedules.ipynb #492d992a
+# %% ../nbs/14_schedules.ipynb #fc84aa28
 class Schedule:
     "A number as a function of the step. Lasts `n_steps` (None: without end), then holds its last value."
     def __init__(self,
@@ -21,28 +21,30 @@ class Schedule:
         n_steps:int|None=None, # length; None for one without an end
         name:str="schedule", # for pictures and messages
     ):
-        if n_steps is not None and n_steps < 1:
-            raise ValueError(f"{name}: n_steps >= 1 expected, got {n_steps}")
+        if n_steps is not None: check_number(n_steps, f"{name}: n_steps", 1, whole=True)
         store_attr()
 
     def __call__(self, step:int):
         "The value at `step` (0, 1, 2, ...)."
-        if step < 0: raise ValueError(f"{self.name}: step >= 0 expected, got {step}")
-        return self.fn(step if self.n_steps is None else min(step, self.n_steps))
+        check_number(step, f"{self.name}: step", 0)
+        return plain_value(self.fn(step if self.n_steps is None else min(step, self.n_steps)), self.name)
 
     def __repr__(self): return f"Schedule({self.name}, n_steps={self.n_steps})"
 
-# %% ../nbs/14_schedules.ipynb #4e317ba7
 def as_schedule(
     x:object, # a Schedule, a number, or any function of the step
+    name:str="schedule", # how the message calls it
 ) -> Schedule:
     "`x` as a `Schedule`; a number is held without end. Raises `TypeError` for anything else."
     if isinstance(x, Schedule): return x
     if callable(x): return Schedule(x, name=getattr(x, "__name__", "function"))
-    if isinstance(x, (int,float)): return Schedule(lambda i: x, name=f"{x:g}")
-    raise TypeError(f"expected a Schedule, a number or a function of the step, got {type(x).__name__}")
+    try: v = plain_value(x, name)
+    except TypeError:
+        told = "expected a Schedule, a number or a function of the step"
+        raise TypeError(f"{name}: {told}, got {type(x).__name__}") from None
+    return Schedule(lambda i: v, name=f"{v:g}")
 
-# %% ../nbs/14_schedules.ipynb #3bc69349
+# %% ../nbs/14_schedules.ipynb #0dc34da2
 @patch
 def then(self:Schedule,
     other:object, # a Schedule, or a number to hold
@@ -54,11 +56,10 @@ def then(self:Schedule,
     end = None if other.n_steps is None else n + other.n_steps
     return Schedule(lambda i: self.fn(i) if i < n else other(i-n), end, f"{self.name} then {other.name}")
 
-# %% ../nbs/14_schedules.ipynb #68356532
 @patch
 def __mul__(self:Schedule, other):
     "The product with a number or a Schedule, step by step; it lasts as long as the longer one."
-    number, other = isinstance(other, (int,float)), as_schedule(other)
+    number, other = not callable(other), as_schedule(other)
     ends = [self.n_steps] if number else [self.n_steps, other.n_steps]
     end = None if None in ends else max(ends)
     return Schedule(lambda i: self(i)*other(i), end, f"{self.name} * {other.name}")
@@ -66,24 +67,26 @@ def __mul__(self:Schedule, other):
 @patch
 def __rmul__(self:Schedule, other): return self*other
 
-# %% ../nbs/14_schedules.ipynb #2e6b5ed2
+# %% ../nbs/14_schedules.ipynb #032ee44c
 def constant(
     value:float, # held
     n_steps:int|None=None, # how long; None without end
 ) -> Schedule:
     "`value` at every step."
+    value, = plain_values("constant", value=value)
     return Schedule(lambda i: value, n_steps, f"constant {value:g}")
 
-# %% ../nbs/14_schedules.ipynb #2467f770
+# %% ../nbs/14_schedules.ipynb #f5716c24
 def linear(
     a:float, # value at step 0
     b:float, # value at step n_steps and after
     n_steps:int, # length
 ) -> Schedule:
     "A straight line from `a` to `b`."
+    a, b, n_steps = plain_values("linear", a=a, b=b, n_steps=n_steps)
     return Schedule(lambda i: a + (b-a)*i/n_steps, n_steps, f"linear {a:g}→{b:g}")
 
-# %% ../nbs/14_schedules.ipynb #7f8b0db4
+# %% ../nbs/14_schedules.ipynb #aa803473
 def cosine(
     a:float, # value at step 0
     b:float, # value at step n_steps and after
@@ -94,24 +97,24 @@ def cosine(
     >>> [round(cosine(1, 0, 4)(i), 3) for i in range(6)]
     [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
     """
+    a, b, n_steps = plain_values("cosine", a=a, b=b, n_steps=n_steps)
     return Schedule(lambda i: b + (a-b)*(1+math.cos(math.pi*i/n_steps))/2, n_steps, f"cosine {a:g}→{b:g}")
 
-# %% ../nbs/14_schedules.ipynb #c362cac6
+# %% ../nbs/14_schedules.ipynb #1de307b4
 def exponential(
     a:float, # value at step 0, positive
     b:float, # value at step n_steps and after, positive
     n_steps:int, # length
 ) -> Schedule:
     "A constant factor a step from `a` to `b`."
+    a, b, n_steps = plain_values("exponential", a=a, b=b, n_steps=n_steps)
     if a <= 0 or b <= 0:
-        raise ValueError(
-            f"exponential: positive ends expected, got {a:g} and {b:g}; use linear to start from 0"
-        )
+        raise ValueError(f"exponential: positive ends a and b expected, got {a:g} and {b:g}; try linear")
     return Schedule(lambda i: a*(b/a)**(i/n_steps), n_steps, f"exponential {a:g}→{b:g}")
 
 RAMPS = dict(constant=lambda a,b,n: constant(b,n), linear=linear, cosine=cosine, exponential=exponential)
 
-# %% ../nbs/14_schedules.ipynb #296621d3
+# %% ../nbs/14_schedules.ipynb #d78b3fd0
 def warmup(
     n_steps:int, # how long to hold `before`
     schedule:object, # what follows: a Schedule or a number
@@ -122,9 +125,10 @@ def warmup(
     >>> [warmup(2, linear(0, 1, 2))(i) for i in range(6)]
     [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
     """
-    return constant(before, n_steps).then(schedule) if n_steps else as_schedule(schedule)
+    check_number(n_steps, "warmup: n_steps", 0, whole=True)
+    (before,), schedule = plain_values("warmup", before=before), as_schedule(schedule, "warmup: schedule")
+    return constant(before, n_steps).then(schedule) if n_steps else schedule
 
-# %% ../nbs/14_schedules.ipynb #603442a0
 def phases(
     *parts:object, # Schedules, each with an end except perhaps the last; a last number is held
 ) -> Schedule:
@@ -134,7 +138,7 @@ def phases(
     for p in parts[1:]: s = s.then(p)
     return s
 
-# %% ../nbs/14_schedules.ipynb #b16e7ceb
+# %% ../nbs/14_schedules.ipynb #34574ee9
 def alternate(
     n_energy:int=1, # energy updates ...
     n_student:int=1, # ... in each group of this many student steps, spread evenly
@@ -144,14 +148,12 @@ def alternate(
     >>> [alternate(3, 1)(i) for i in range(4)], [alternate(1, 2)(i) for i in range(4)]
     ([3, 3, 3, 3], [1, 0, 1, 0])
     """
-    if n_energy < 0 or n_student < 1:
-        raise ValueError(
-            f"alternate: n_energy >= 0 and n_student >= 1 expected, got {n_energy} and {n_student}"
-        )
+    check_number(n_energy, "alternate: n_energy", 0, whole=True)
+    check_number(n_student, "alternate: n_student", 1, whole=True)
     upto = lambda i: -(-i*n_energy//n_student)
     return Schedule(lambda i: upto(i+1)-upto(i), None, f"alternate {n_energy}:{n_student}")
 
-# %% ../nbs/14_schedules.ipynb #6308c9b8
+# %% ../nbs/14_schedules.ipynb #65696c9a
 WHOLE = (".n_steps", ".energy_steps")
 
 class Plan:
@@ -162,8 +164,7 @@ class Plan:
         schedules:dict|None=None, # knob -> Schedule, number or function of the step
     ):
         odd = [k for k in schedules or {} if k.count(".") != 1]
-        if odd:
-            raise ValueError(f"Plan: knobs are written 'owner.name', such as 'vem.lambda_mi'; got {odd[0]!r}")
+        if odd: raise ValueError(f"Plan: knobs are 'owner.name', such as 'vem.lambda_mi'; got {odd[0]!r}")
         self.schedules = {k: as_schedule(v) for k,v in (schedules or {}).items()}
 
     def __call__(self, step:int) -> dict:
@@ -200,9 +201,9 @@ def _plot_schedule(ax, name, schedule, n):
     ax.set(title=name, xlabel="student step")
     ax.title.set_fontsize(9)
 
-# %% ../nbs/14_schedules.ipynb #1239aa8a
+# %% ../nbs/14_schedules.ipynb #62ffa844
 def plot_schedules(
-    plan:Plan|Schedule|dict, # or a dict of schedules
+    plan:Plan|Schedule|dict, # or schedules by name
     n_steps:int|None=None, # how far to draw; None: a little past the longest end
 ) -> object: # the figure
     "One small curve a knob over the steps."
@@ -217,14 +218,13 @@ def plot_schedules(
     for ax,(k,s) in zip(axes.flat, d.items()): _plot_schedule(ax, k, s, n)
     return fig
 
-# %% ../nbs/14_schedules.ipynb #827421fa
+# %% ../nbs/14_schedules.ipynb #b08a6d8b
 def _rise(lambda_mi, ramp, n_warm, n_ramp):
     "`lambda_mi` is zero during the warm-up, then rises."
-    if ramp not in RAMPS: raise ValueError(f"ramp: expected one of {list(RAMPS)}, got {ramp!r}")
+    if ramp not in list(RAMPS): raise ValueError(f"ramp: expected one of {list(RAMPS)}, got {ramp!r}")
     low = lambda_mi/100 if ramp == "exponential" else 0.
     return constant(0.) if lambda_mi == 0 else warmup(n_warm, RAMPS[ramp](low, lambda_mi, n_ramp))
 
-# %% ../nbs/14_schedules.ipynb #82971c6a
 def student_plan(
     n_steps:int=1000, # length of the run
     lambda_mi:float=.1, # final weight of the MI term
@@ -241,6 +241,11 @@ def student_plan(
     """A plan with warm-up, a ramp of `lambda_mi`, and chain, step size and learning rates moving from start
     to end. Raises `ValueError` for an unknown ramp.
     """
+    check_number(n_steps, "student_plan: n_steps", 1, whole=True)
+    for k,v in (("energy_steps",energy_steps), ("energy_steps_warm",energy_steps_warm)):
+        check_number(v, f"student_plan: {k}", 0, whole=True)
+    for k,v,*ends in (("lambda_mi",lambda_mi), ("warm",warm,0,1), ("ramp_share",ramp_share,0,1)):
+        check_number(v, f"student_plan: {k}", *ends)
     n_warm, n_ramp = round(warm*n_steps), max(1, round(ramp_share*n_steps))
     return Plan({
         "vem.lambda_mi": _rise(lambda_mi, ramp, n_warm, n_ramp),
@@ -251,13 +256,12 @@ def student_plan(
         "student.lr": cosine(*lr, n_steps),
     })
 
-# %% ../nbs/14_schedules.ipynb #2818df38
+# %% ../nbs/14_schedules.ipynb #d1a685bd
 def _text(v):
     "A value as one writes it in code."
     if isinstance(v, tuple): return "(" + ", ".join(map(_text, v)) + ")"
     return repr(v) if isinstance(v, str) else f"{v:.4g}"
 
-# %% ../nbs/14_schedules.ipynb #afceaa44
 def draw_plan(
     n_steps:int=1000, # this and the next four as in `student_plan`
     lambda_mi:float=.1, # weight

@@ -5,23 +5,25 @@
 # %% auto #0
 __all__ = ['image_grid', 'show_images', 'explore', 'split_view']
 
-# %% ../nbs/04_show.ipynb #f45f7698
+# %% ../nbs/04_show.ipynb #b0bdcb10
 import functools
 import numpy as np, torch
 from collections.abc import Callable
 from einops import rearrange
 from torch import nn
-from .core import require
+from .core import check_batch, check_finite, check_number, require
 
-# %% ../nbs/04_show.ipynb #a501afb4
+# %% ../nbs/04_show.ipynb #65133b68
 def image_grid(
     x:torch.Tensor, # (n, c, h, w) in [-1, 1], c = 1 or 3
     n_cols:int=8, # pictures a row
     pad:int=1, # white pixels between pictures
 ) -> np.ndarray: # (H, W, c) in [0, 1]
     "Tile a batch into one picture; values beyond [-1, 1] are clipped for display only."
-    if x.ndim != 4 or x.shape[1] not in (1,3):
-        raise ValueError(f"expected (n, 1 or 3, h, w), got {tuple(x.shape)}")
+    check_number(n_cols, "image_grid: n_cols", 1, whole=True)
+    check_finite(check_batch(x, "image_grid: x"), "image_grid: x")
+    if x.shape[1] not in (1,3) or not len(x):
+        raise ValueError(f"image_grid: x: expected (n, 1 or 3, h, w), got {tuple(x.shape)}")
     x = (x.detach().float().cpu().clamp(-1,1) + 1) / 2
     n_cols = min(n_cols, len(x))
     x = torch.cat([x, x.new_ones(-len(x) % n_cols, *x.shape[1:])])
@@ -82,18 +84,19 @@ def explore(
         if w.has_trait("readout_format") and w.step < .01: w.readout_format = ".3f"
     return f
 
-# %% ../nbs/04_show.ipynb #602ad830
+# %% ../nbs/04_show.ipynb #1313b0e8
 def split_view(
     before:torch.Tensor, # (1, c, h, w)
     after:torch.Tensor, # (1, c, h, w)
     position:float=.5, # of the line, from 0 (all `after`) to 1 (all `before`)
 ) -> torch.Tensor: # (1, c, h, w)
     "One picture to the left of a white line, the other to the right of it."
+    for name,x in dict(before=before, after=after).items():
+        check_finite(check_batch(x, f"split_view: {name}"), f"split_view: {name}")
+    check_number(position, "split_view: position", 0, 1)
     if before.shape != after.shape:
-        raise ValueError(
-            f"split_view: {tuple(before.shape)} and {tuple(after.shape)} should be two "
-            f"versions of one picture"
-        )
+        shapes = f"before {tuple(before.shape)} and after {tuple(after.shape)}"
+        raise ValueError(f"split_view: {shapes} should be two versions of one picture")
     k = round(position*before.shape[3])
     res = torch.cat([before[...,:k], after[...,k:]], 3)
     if 0 < k < res.shape[3]: res[...,k] = 1

@@ -20,7 +20,7 @@ def draw_seed(
     "Seed of draw `i`, far from the small seeds that people choose for held-out data."
     return (seed+1)*1_000_003_000 + i
 
-# %% ../../nbs/13_data.batches.ipynb #15722777
+# %% ../../nbs/13_data.batches.ipynb #bc69dc2e
 class Latents:
     """Endless batches of Gaussian latents `(batch_size, *shape)`; batch `i` depends on `seed` and `i` only,
     so a resumed run sees the same ones.
@@ -30,8 +30,10 @@ class Latents:
         batch_size:int=32, # latents a batch
         seed:int=0, # of the sequence
     ):
-        store_attr()
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = tuple(shape) if isinstance(shape, tuple) else (shape,)
+        for n in (batch_size, *self.shape): check_number(n, "Latents: shape and batch_size", 1, whole=True)
+        check_number(seed, "Latents: seed", whole=True)
+        store_attr("batch_size,seed")
 
 # %% ../../nbs/13_data.batches.ipynb #8250a588
 @patch
@@ -41,23 +43,24 @@ def batch(self:Latents,
     "Batch `i`."
     return torch.randn(self.batch_size, *self.shape, generator=generator(draw_seed(self.seed, i)))
 
-# %% ../../nbs/13_data.batches.ipynb #8e184b3d
+# %% ../../nbs/13_data.batches.ipynb #369dd890
 def _count(items):
     "How many items; `ValueError` if the tensors of a tuple differ in length or pictures in size."
-    if isinstance(items, tuple):
-        lengths = [len(o) for o in items]
-        if len(set(lengths)) > 1:
-            raise ValueError(
-                f"Batches: expected tensors of equal length, got {lengths} items; "
-                f"each input needs its own target"
-            )
+    parts = items if isinstance(items, tuple) else (items,)
+    if not parts or not all(hasattr(o, "__len__") and hasattr(o, "__getitem__") for o in parts):
+        told = "expected a tensor, a tuple of tensors, or a data set with len and []"
+        raise TypeError(f"Batches: items: {told}, got {type(items).__name__}")
+    lengths = [len(o) for o in parts]
+    if len(set(lengths)) > 1:
+        told = f"expected tensors of equal length, got {lengths} items; each input needs its own target"
+        raise ValueError(f"Batches: {told}")
     sizes = getattr(items, "sizes", {})
     if len(sizes) > 1:
         some = ", ".join(f"{name} is {h}x{w}" for (h,w),name in list(sizes.items())[:4])
         raise ValueError(f"Batches: sizes differ: {some}; open the folder with size=, or take equal crops")
-    return len(items[0]) if isinstance(items, tuple) else len(items)
+    return lengths[0]
 
-# %% ../../nbs/13_data.batches.ipynb #28ca80fc
+# %% ../../nbs/13_data.batches.ipynb #5d290d2a
 class Batches:
     """Endless shuffled batches of a tensor or of a dataset; batch `i` depends on `seed` and `i` only. Each
     epoch is a new permutation; the last, incomplete batch of an epoch is dropped. Raises `ValueError` for
@@ -70,7 +73,8 @@ class Batches:
     ):
         store_attr()
         self.n, self.epoch = _count(items), None
-        if batch_size < 1: raise ValueError(f"Batches: batch_size >= 1 expected, got {batch_size}")
+        check_number(batch_size, "Batches: batch_size", 1, whole=True)
+        check_number(seed, "Batches: seed", whole=True)
         if self.n < batch_size:
             raise ValueError(f"{self.n} items cannot fill a batch of {batch_size}; lower batch_size")
 

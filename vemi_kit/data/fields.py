@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['field_spectrum', 'draw_gaussian', 'GaussianFieldPairs']
 
-# %% ../../nbs/11_data.fields.ipynb #ad4387e7
+# %% ../../nbs/11_data.fields.ipynb #dc892e78
 import math
 import torch
 from fastcore.all import store_attr, patch
+from ..core import check_number
 
-# %% ../../nbs/11_data.fields.ipynb #f93791c1
+# %% ../../nbs/11_data.fields.ipynb #41b75ab7
 def field_spectrum(
     n:int, # side of the torus in pixels
     ell:float, # correlation length in pixels; 0 is white
@@ -20,6 +21,8 @@ def field_spectrum(
     """Power spectrum of a stationary field: a Gaussian of `ell` plus a white floor, scaled to the pixel
     variance `var`.
     """
+    check_number(n, "field_spectrum: n", 1, whole=True)
+    for name,v in dict(ell=ell, var=var, floor=floor).items(): check_number(v, f"field_spectrum: {name}", 0)
     k = torch.fft.fftfreq(n, dtype=torch.float64)*n
     p = torch.exp(-.5*(2*math.pi*ell/n)**2 * (k[:,None]**2 + k[None]**2)) + floor
     return var*p/p.mean()
@@ -34,7 +37,7 @@ def draw_gaussian(
     white = torch.randn(b, 1, *power.shape, generator=g, dtype=torch.float64)
     return torch.fft.ifft2(torch.fft.fft2(white)*power.sqrt()).real.float()
 
-# %% ../../nbs/11_data.fields.ipynb #8a4ad1e8
+# %% ../../nbs/11_data.fields.ipynb #86aa040a
 class GaussianFieldPairs:
     """Pairs `t = s + noise` of stationary Gaussian fields on an `n`x`n` torus, with mutual information and
     entropies known in closed form (nats).
@@ -49,6 +52,8 @@ class GaussianFieldPairs:
         var_s:float=1., # pixel variance of s
         var_noise:float=.25, # pixel variance of the noise
     ):
+        for name,v in dict(var_s=var_s, var_noise=var_noise).items():
+            check_number(v, f"GaussianFieldPairs: {name}", 1e-12)
         store_attr()
         self.p_s, self.p_noise = field_spectrum(n, ell_s, var_s), field_spectrum(n, ell_noise, var_noise)
         self.d = n*n
@@ -59,13 +64,14 @@ class GaussianFieldPairs:
             f"ell_noise={self.ell_noise}, mi={self.mi:.2f} nats)"
         )
 
-# %% ../../nbs/11_data.fields.ipynb #fc46d1aa
+# %% ../../nbs/11_data.fields.ipynb #0d6267a4
 @patch
 def sample(self:GaussianFieldPairs,
     b:int, # how many pairs
     g:torch.Generator, # where randomness comes from
 ) -> tuple[torch.Tensor, torch.Tensor]: # t and s, each (b, 1, n, n)
     "Draw `b` pairs."
+    check_number(b, "sample: b", 1, whole=True)
     s = draw_gaussian(self.p_s, b, g)
     return s + draw_gaussian(self.p_noise, b, g), s
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'find_images', 'image_files', 'upright', 'load_image', 'fit_square', 'ImageFolder', 'PairedFolder']
 
-# %% ../../nbs/12_data.folders.ipynb #7ec95e74
+# %% ../../nbs/12_data.folders.ipynb #df387e27
 import numpy as np, torch, warnings
 from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from ..core import check_number
 from .pictures import resize
 
 # %% ../../nbs/12_data.folders.ipynb #3d76f6e5
@@ -98,7 +99,7 @@ def _open_image(path):
     except Exception as e:
         raise ValueError(f"{path}: cannot be decoded ({e}); repair or remove the file") from e
 
-# %% ../../nbs/12_data.folders.ipynb #444c32c4
+# %% ../../nbs/12_data.folders.ipynb #57a0df45
 _MODES = {1: "L", 3: "RGB"}
 
 def load_image(
@@ -109,7 +110,7 @@ def load_image(
     """Read one picture. Raises `ValueError` naming the file if it cannot be decoded, has other channels, or
     values of unknown scale.
     """
-    if channels not in _MODES: raise ValueError(f"channels: expected 1 or 3, got {channels}")
+    if channels not in _MODES: raise ValueError(f"load_image: channels: expected 1 or 3, got {channels!r}")
     im = _open_image(path)
     if im.mode != _MODES[channels]:
         if not convert:
@@ -134,7 +135,7 @@ def fit_square(
     i, j = (x.shape[1]-size)//2, (x.shape[2]-size)//2
     return x[:, i:i+size, j:j+size]
 
-# %% ../../nbs/12_data.folders.ipynb #236b4647
+# %% ../../nbs/12_data.folders.ipynb #91c08e21
 class ImageFolder(Dataset):
     """A folder of pictures as a dataset of tensors `(channels, h, w)` in [-1, 1]; every file is decoded once
     at the start so that a bad one stops the run early.
@@ -146,6 +147,7 @@ class ImageFolder(Dataset):
         convert:bool=False, # accept files of another kind and convert them
         check:bool=True, # decode all files now; False trusts the folder
     ):
+        if size is not None: check_number(size, "ImageFolder: size", 1, whole=True)
         store_attr("folder,size,channels,convert")
         self.files = image_files(folder)
         if check: self.check()
@@ -192,7 +194,7 @@ def _pair_up(a, b):
         )
     a.files, b.files = list(stems.values()), [partners[s] for s in stems]
 
-# %% ../../nbs/12_data.folders.ipynb #55f9e021
+# %% ../../nbs/12_data.folders.ipynb #1bc4bb4e
 class PairedFolder(Dataset):
     """Pairs `(input, target)` of tensors `(channels, h, w)` in [-1, 1]: side by side in one file, or in two
     folders under equal names. Targets may be a whole number of times as large (`scale`), for
@@ -206,6 +208,7 @@ class PairedFolder(Dataset):
         convert:bool=False, # accept and convert other kinds of file
         flip:bool=False, # side by side: the *right* half is the input
     ):
+        if size is not None: check_number(size, "PairedFolder: size", 1, whole=True)
         store_attr("size,flip")
         self.a = ImageFolder(inputs, None, channels, convert, check=False)
         self.b = ImageFolder(targets, None, channels, convert, check=False) if targets else None
