@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['vemi_enhance', 'write_report', 'train', 'apply']
 
-# %% ../../nbs/81_enhance.command.ipynb #35e29444
+# %% ../../nbs/81_enhance.command.ipynb #104e5be0
 import json, torch
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
+from ..core import check_number
 from ..files import lock_file, write_text
 from ..commands import command, command_line
 from ..timing import CostReport
@@ -135,11 +136,10 @@ def train(
     print(told)
     print(f"Student: {Path(out)/'student.safetensors'}, report: {Path(out)/'report.md'}")
 
-# %% ../../nbs/81_enhance.command.ipynb #b8fe67cf
+# %% ../../nbs/81_enhance.command.ipynb #972ea581
 def _prepare(out, s, was, device):
     "An `Enhancer` with its teacher and its student, untrained, for settings `s`."
-    for k in ("steps","teacher_steps"):
-        if s[k] < 1: raise ValueError(f"{k}: expected at least 1, got {s[k]}")
+    for k in ("steps","teacher_steps"): check_number(s[k], k, 1, whole=True)
     if out.exists() and not out.is_dir(): raise NotADirectoryError(f"{str(out)!r} is a file; give a folder")
     Objective(s["methods"])                 # a misspelt formula fails here
     picked = {k: s[k] for k in ("task","folder","test","crop","batch_size","seed")}

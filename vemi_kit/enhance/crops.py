@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Photos', 'training_photos', 'turn', 'Crops']
 
-# %% ../../nbs/76_enhance.crops.ipynb #703d81d8
+# %% ../../nbs/76_enhance.crops.ipynb #8cdbd452
 import hashlib, torch
 from collections.abc import Callable
 from fastcore.all import patch, store_attr
 from functools import lru_cache
 from pathlib import Path
 from tqdm.auto import tqdm
-from ..core import generator
+from ..core import check_number, generator
 from ..data.pictures import PHOTOS, photo
 from ..data.folders import image_files, load_image
 from ..data.batches import draw_seed
@@ -69,7 +69,19 @@ def turn(
     "One of the eight flips and turns of a square."
     return (x.flip(-1) if way >= 4 else x).rot90(way % 4, (-2,-1))
 
-# %% ../../nbs/76_enhance.crops.ipynb #7f27188e
+# %% ../../nbs/76_enhance.crops.ipynb #90e0a18f
+def _count(photos):
+    "How many there are; `TypeError` for what is no sequence."
+    if hasattr(photos, "__len__") and hasattr(photos, "__getitem__"): return len(photos)
+    raise TypeError(f"photos: expected a sequence of pictures or pairs, got {type(photos).__name__}")
+
+def _check_picture(x, name):
+    "A float tensor (c, h, w)."
+    if torch.is_tensor(x) and x.ndim == 3 and x.is_floating_point(): return x
+    got = f"{x.dtype} of shape {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
+    raise TypeError(f"picture {str(name)!r}: expected a float tensor (c, h, w), got {got}")
+
+# %% ../../nbs/76_enhance.crops.ipynb #6966495e
 class Crops:
     """Batches `(degraded, clean)` of square crops: `size` pixels of the degraded picture, `scale` times as
     many of the clean one; batch `i` depends on `seed` and `i` only. `ValueError` for pictures that are too
@@ -83,8 +95,9 @@ class Crops:
         seed:int=0, # of everything random
     ):
         store_attr("photos,size,batch_size,seed")
-        for k,v in dict(size=size, batch_size=batch_size, photos=len(photos)).items():
-            if v < 1: raise ValueError(f"Crops: {k}: expected at least 1, got {v}")
+        for k in ("size","batch_size"): check_number(getattr(self, k), f"Crops: {k}", 1, whole=True)
+        check_number(seed, "Crops: seed", whole=True)
+        check_number(_count(photos), "Crops: number of photos", 1, whole=True)
         self.pairs = task == "pairs"
         self.degrade = None if self.pairs else degradation(task)
         self.task = task if self.pairs else self.degrade.spec
@@ -93,25 +106,29 @@ class Crops:
         for i in range(len(photos)): self._side(i, photos[i])
         self.pictures = self._fingerprint()
 
-# %% ../../nbs/76_enhance.crops.ipynb #8fefd5e9
+# %% ../../nbs/76_enhance.crops.ipynb #87365d61
 @patch
 def _pair_scale(self:Crops):
     "How many times larger the targets are."
-    pairs = (self.photos[i] for i in range(len(self.photos)))
+    pairs = [self.photos[i] for i in range(len(self.photos))]
+    for i,p in enumerate(pairs):
+        if not isinstance(p, (tuple,list)) or len(p) != 2:
+            raise TypeError(f"pairs: expected (input, target), got {type(p).__name__} as number {i}")
+        for x in p: _check_picture(x, i)
     ratios = {tuple(b/a for b,a in zip(t.shape[1:], x.shape[1:])) for x,t in pairs}
     r = next(iter(ratios))
     if len(ratios) == 1 and r[0] == r[1] and r[0] in (1,2,3,4): return int(r[0])
     text = "targets should be 1, 2, 3 or 4 times as large as their inputs, all alike"
     raise ValueError(f"pairs: {text}; got ratios {sorted(ratios)[:4]}")
 
-# %% ../../nbs/76_enhance.crops.ipynb #14dcdab3
+# %% ../../nbs/76_enhance.crops.ipynb #9bc43cad
 @patch
 def _side(self:Crops, i, item):
     "Clean picture of item `i`, the side to cut from it, and how many positions there are in h and w."
-    clean, side = item[1] if self.pairs else item, self.size*self.scale + 2*self.margin
-    h, w = clean.shape[1:]
-    if min(h, w) >= side: return clean, side, [(d-side)//self.scale + 1 for d in (h,w)]
     name = getattr(self.photos, "names", range(len(self.photos)))[i]
+    clean = _check_picture(item[1] if self.pairs else item, name)
+    side, (h, w) = self.size*self.scale + 2*self.margin, clean.shape[1:]
+    if min(h, w) >= side: return clean, side, [(d-side)//self.scale + 1 for d in (h,w)]
     raise ValueError(
         f"picture {str(name)!r} is {h}x{w}, too small for crops of {side} (size {self.size}, scale "
         f"{self.scale}, margin {self.margin}); lower the crop size or leave it out"
@@ -140,12 +157,13 @@ def _cut(self:Crops, k, g):
     crop = clean[:, y:y+side, x:x+side]
     return crop, item[0][:, y//s:(y+side)//s, x//s:(x+side)//s] if self.pairs else None
 
-# %% ../../nbs/76_enhance.crops.ipynb #cb773708
+# %% ../../nbs/76_enhance.crops.ipynb #a009193a
 @patch
 def batch(self:Crops,
     i:int, # which batch
 ) -> tuple: # degraded (b, 3, size, size), clean (b, 3, scale*size, scale*size)
     "Batch `i`, always the same."
+    check_number(i, "Crops: batch", 0, whole=True)
     g = generator(draw_seed(self.seed, i))
     ks = torch.randint(len(self.photos), (self.batch_size,), generator=g).tolist()
     cleans, inputs = zip(*[self._cut(k, g) for k in ks])

@@ -6,11 +6,11 @@
 __all__ = ['Degradation', 'degradation', 'SuperResolution', 'cut_margin', 'GaussianNoise', 'PoissonNoise', 'JPEG', 'compress',
            'LowLight', 'gaussian_kernels', 'motion_kernels', 'blur', 'GaussianBlur', 'MotionBlur']
 
-# %% ../../nbs/75_enhance.degrade.ipynb #e281d080
+# %% ../../nbs/75_enhance.degrade.ipynb #9cfff2cd
 import io, math, re
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.all import patch
-from ..core import check_images
+from ..core import check_images, check_number
 from ..data.pictures import resize
 
 # %% ../../nbs/75_enhance.degrade.ipynb #e7f2ab41
@@ -68,7 +68,7 @@ def degrade(self:Degradation,
     "What a subclass defines; the result is clamped to [-1, 1]."
     raise TypeError(f"{type(self).__name__} must define degrade(x, g)")
 
-# %% ../../nbs/75_enhance.degrade.ipynb #67dc06a1
+# %% ../../nbs/75_enhance.degrade.ipynb #e58c2b2b
 @patch
 def __call__(self:Degradation,
     clean:torch.Tensor, # (b, c, h, w) in [-1, 1]
@@ -78,6 +78,9 @@ def __call__(self:Degradation,
     precision is computed in 32 bits.
     """
     check_images(clean, self.spec)
+    if g is not None and not isinstance(g, torch.Generator):
+        hint = "see core.generator"
+        raise TypeError(f"{self.spec}: expected a torch.Generator, got {type(g).__name__}; {hint}")
     if not len(clean): raise ValueError(f"{self.spec}: expected at least one picture, got none")
     if g is None and (self.random or self.range[0] < self.range[1]):
         raise ValueError(f"{self.spec} draws random numbers; pass a generator, e.g. core.generator(0)")
@@ -110,7 +113,7 @@ def degradation(
     if hi is not None: return kind((float(lo), float(hi)))
     return kind(None if lo is None else float(lo))
 
-# %% ../../nbs/75_enhance.degrade.ipynb #8bcc59dd
+# %% ../../nbs/75_enhance.degrade.ipynb #fcc7c182
 class SuperResolution(Degradation):
     "`scale` times smaller sides (`data.resize`: bicubic, anti-aliased); 'x2', 'x3', 'x4'."
     name, default, random = "x", 2, False
@@ -118,7 +121,7 @@ class SuperResolution(Degradation):
         scale:int=2, # 2, 3 or 4
     ):
         if scale is None: scale = self.default
-        if scale not in (2,3,4):
+        if not isinstance(scale, (int,float)) or scale not in (2,3,4):
             raise ValueError(f"super-resolution: scale: expected 2, 3 or 4, got {scale!r}")
         super().__init__(scale)
         self.scale = int(scale)
@@ -148,7 +151,7 @@ class GaussianNoise(Degradation):
         sigma = self.draw(len(x), g).view(-1,1,1,1)/127.5
         return x + (sigma*torch.randn(x.shape, generator=g, device=g.device)).to(x)
 
-# %% ../../nbs/75_enhance.degrade.ipynb #cc04b146
+# %% ../../nbs/75_enhance.degrade.ipynb #164442b9
 class PoissonNoise(Degradation):
     """Shot noise of a sensor that counts `strength` photons in a white pixel, plus Gaussian read-out noise:
     variance `v/strength + (read/255)²` at brightness v in 0..1.
@@ -159,7 +162,7 @@ class PoissonNoise(Degradation):
         read:float=3., # standard deviation of the read-out noise in 8-bit steps
     ):
         super().__init__(strength)
-        self.read = read
+        self.read = check_number(read, "poisson: read", 0, 255)
     def degrade(self, x, g):
         peak = self.draw(len(x), g).view(-1,1,1,1)
         counted = torch.poisson((x.to(g.device)+1)/2*peak, generator=g)/peak
@@ -187,7 +190,7 @@ def compress(
     Image.fromarray(p[...,0] if p.shape[2] == 1 else p).save(f, "JPEG", quality=quality)
     return torch.tensor(np.array(Image.open(f))).view(p.shape)
 
-# %% ../../nbs/75_enhance.degrade.ipynb #ea4cb563
+# %% ../../nbs/75_enhance.degrade.ipynb #fdc4f677
 class LowLight(Degradation):
     """A photograph in the dark; strength: the exponent gamma. `gain * colour * v**gamma`, then noise: the
     order of a sensor, whose noise is not darkened.
@@ -200,7 +203,11 @@ class LowLight(Degradation):
         noise:float=4., # standard deviation in 8-bit steps
     ):
         super().__init__(strength)
-        self.gain, self.cast, self.noise = gain, cast, noise
+        if not isinstance(gain, (tuple,list)) or len(gain) != 2:
+            raise TypeError(f"lowlight: gain: expected a range (low, high), got {gain!r}")
+        self.gain = tuple(check_number(v, "lowlight: gain", 0, 1) for v in gain)
+        self.cast = check_number(cast, "lowlight: cast", 0, 1)
+        self.noise = check_number(noise, "lowlight: noise", 0)
 
 # %% ../../nbs/75_enhance.degrade.ipynb #0ba96190
 @patch

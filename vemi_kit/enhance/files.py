@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOURNAL', 'Picture', 'read_picture', 'write_picture', 'file_hash', 'FolderReport', 'output_names', 'enhance_folder']
 
-# %% ../../nbs/80_enhance.files.ipynb #fd2a372b
+# %% ../../nbs/80_enhance.files.ipynb #86a4c8a2
 import hashlib, json, os, sys, warnings
 import numpy as np, torch
 from collections import Counter
@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from ..files import atomic_write, lock_file, weights_hash
 from ..data.folders import find_images, image_files, upright
-from .restorer import Baseline, Restorer
+from .restorer import Baseline, Restorer, check_restorer
 from .tiles import enhance
 
 # %% ../../nbs/80_enhance.files.ipynb #4b3fd841
@@ -97,13 +97,15 @@ def read_picture(
         raise ValueError(f"{path}: mode {im.mode} is not supported; save it as grey or RGB")
     return _eight_bits(im, info)
 
-# %% ../../nbs/80_enhance.files.ipynb #c1a35a1c
+# %% ../../nbs/80_enhance.files.ipynb #f1e22436
 def write_picture(
     path:str|Path, # file to write; always PNG, which loses nothing
     picture:Picture, # colour and alpha of equal size
 ) -> str: # sha256 of what was written
     "Write a picture with what else its file said."
     from PIL import Image
+    if not isinstance(picture, Picture):
+        raise TypeError(f"write_picture: expected a Picture, got {type(picture).__name__}")
     v = torch.cat([picture.colour] + ([] if picture.alpha is None else [picture.alpha]))
     v = ((v.clamp(-1,1)+1)/2*(2**picture.bits-1)).round().permute(1,2,0).squeeze(-1)
     pixels = v.numpy().astype(np.uint16 if picture.bits == 16 else np.uint8)
@@ -253,7 +255,7 @@ def _restore_files(restorer, todo, out, names, settings, journal, report, progre
                 _say(bar, f"{f}: {report.failed[f]}")
             else: report.written.append(f)
 
-# %% ../../nbs/80_enhance.files.ipynb #bf5e6976
+# %% ../../nbs/80_enhance.files.ipynb #9167daf6
 def enhance_folder(
     restorer:Restorer, # on the device that does the work
     folder:str|Path, # pictures, also in subfolders; or one file
@@ -266,6 +268,10 @@ def enhance_folder(
     `FileExistsError` if one would be replaced, `ValueError` for the folder itself as `out` or for wrong
     tiles, `RuntimeError` if another process writes to `out`; bad files are reported in the result.
     """
+    check_restorer(restorer, "enhance_folder")
+    for k,v in dict(folder=folder, out=out).items():
+        if not isinstance(v, (str,Path)):
+            raise TypeError(f"enhance_folder: {k}: expected a path, got {type(v).__name__}")
     folder, out = Path(folder), Path(out)
     files, odd, base = _sources(folder, out)
     settings = dict(weights=weights_hash(restorer), **{k: v for k,v in kw.items() if k != "batch_size"})

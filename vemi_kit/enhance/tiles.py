@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['reach', 'fit_tiles', 'enhance']
 
-# %% ../../nbs/78_enhance.tiles.ipynb #76858b25
+# %% ../../nbs/78_enhance.tiles.ipynb #a19c768c
 import torch
 from functools import partial
 from torch import nn
-from ..core import check_finite, check_images, frozen, seeded
+from ..core import check_finite, check_images, check_number, frozen, seeded
 from ..metrics.fidelity import align
-from .restorer import Restorer
+from .restorer import Restorer, check_restorer
 
 # %% ../../nbs/78_enhance.tiles.ipynb #66db467e
 def _span_seen(probe, side, a):
@@ -55,13 +55,15 @@ def _fade(spans, i, overlap, dead, scale):
     if i < len(spans)-1: w[len(w)-overlap*scale:] *= 1-up
     return w
 
-# %% ../../nbs/78_enhance.tiles.ipynb #55141622
+# %% ../../nbs/78_enhance.tiles.ipynb #2f6783bf
 def fit_tiles(
     restorer:Restorer, # whose tiles
     tile:int|None=256, # side in input pixels; None: 256, or more if the network needs it
     overlap:int|None=None, # None: twice the reach and 8 more, which makes tiling exact
 ) -> tuple: # tile, overlap, and how much of a tile's rim is thrown away
     "Check tiles against the network's reach; `ValueError` names a tile that is safe."
+    for k,v in dict(tile=tile, overlap=overlap).items():
+        if v is not None: check_number(v, f"enhance: {k}", whole=True)
     far, a = reach(restorer.net), align(restorer.net)
     exact = -(-(2*far+8)//a)*a
     if overlap is None: overlap = exact
@@ -98,7 +100,7 @@ def _stitch(restorer, x, ys, xs, overlap, dead, batch_size):
                 res[n, :, ys[i][0]*s:ys[i][1]*s, xs[j][0]*s:xs[j][1]*s] += fade*y
     return res
 
-# %% ../../nbs/78_enhance.tiles.ipynb #9b2eaaa5
+# %% ../../nbs/78_enhance.tiles.ipynb #02e7f3b8
 @torch.no_grad()
 def enhance(
     restorer:Restorer, # on the device that does the work
@@ -111,6 +113,7 @@ def enhance(
     of three treats grey as colour and gives the mean of its channels. `ValueError` for other pictures and
     for tiles that are too small, `FloatingPointError` if numbers are not finite.
     """
+    check_restorer(restorer, "enhance")
     b, c, h, w = check_images(x, "enhance").shape
     if not x.numel(): raise ValueError(f"enhance: expected pictures with pixels, got shape {tuple(x.shape)}")
     again = partial(enhance, restorer, tile=tile, overlap=overlap, batch_size=batch_size)
@@ -119,7 +122,7 @@ def enhance(
         return again(x.reshape(-1,1,h,w)).view(b, c, h*restorer.scale, w*restorer.scale)
     if c != restorer.channels:
         raise ValueError(f"enhance: expected 1 or {restorer.channels} channels, got {c}")
-    if batch_size < 1: raise ValueError(f"enhance: batch_size >= 1 expected, got {batch_size}")
+    check_number(batch_size, "enhance: batch_size", 1, whole=True)
     tile, overlap, dead = fit_tiles(restorer, tile, overlap)
     ys, xs = _spans(h, tile, overlap), _spans(w, tile, overlap)
     with frozen(restorer): res = _stitch(restorer, x, ys, xs, overlap, dead, batch_size)

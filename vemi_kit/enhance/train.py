@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FIGURES', 'Enhancer', 'Evaluation']
 
-# %% ../../nbs/79_enhance.train.ipynb #0daf9654
-import copy, numpy as np, torch
+# %% ../../nbs/79_enhance.train.ipynb #1aa29699
+import copy, math, numpy as np, torch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch import nn
-from ..core import check_images, default_device, generator, set_seed
+from ..core import check_images, check_number, default_device, generator, set_seed
 from ..metrics.features import Extractor
 from ..metrics.distances import FrechetDistance
 from ..metrics.fidelity import judge, patch_spectra, patches, round8
@@ -25,14 +25,16 @@ from .crops import Crops, Photos, training_photos
 from .restorer import Baseline, FAMILIES, Restorer
 from .tiles import enhance
 
-# %% ../../nbs/79_enhance.train.ipynb #e1c8ee41
+# %% ../../nbs/79_enhance.train.ipynb #7cd1c50e
 def _split_pairs(pairs):
     "Photos of pairs: those to train on, and a tenth to judge with."
+    if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
+        raise TypeError(f"Enhancer: pairs: expected a sequence of pairs, got {type(pairs).__name__}")
     if len(pairs) < 2: raise ValueError("Enhancer: at least two pairs expected, one of them to judge with")
     order, n = torch.randperm(len(pairs), generator=generator(0)).tolist(), max(1, len(pairs)//10)
     return tuple(Photos(sorted(ks), lambda k: pairs[k]) for ks in (order[n:], order[:n]))
 
-# %% ../../nbs/79_enhance.train.ipynb #35f2b1d9
+# %% ../../nbs/79_enhance.train.ipynb #8c68f149
 class Enhancer:
     """Pictures, a task and the steps from them to a small restorer; with `out`, each training can be
     interrupted and resumed.
@@ -50,6 +52,8 @@ class Enhancer:
         resume:bool=False, # go on from what lies in `out`
         progress:bool=True, # show bars
     ):
+        for k,v in dict(crop=crop, batch_size=batch_size, seed=seed).items():
+            check_number(v, f"Enhancer: {k}", 1 if k != "seed" else -math.inf, whole=True)
         if (task == "pairs") != (pairs is not None):
             given = f"task={task!r} and pairs={'given' if pairs is not None else None}"
             raise ValueError(f"Enhancer: {given}: pairs belong to task='pairs', and to no other")
