@@ -43,11 +43,11 @@ def plugin(tmp_path_factory):
     sys.path.remove(str(d))
 
 
-def start(plugin, out, *args):
+def start(plugin, out, *args, **kw):
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")]))
     args = ["--plugin", "tiny_plugin", "--tasks", "tiny", "--device", "cpu", "--out", str(out), *args]
     pipe = subprocess.PIPE
-    return subprocess.Popen([*COMMAND, *args], env=env, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen([*COMMAND, *args], env=env, stdout=pipe, stderr=pipe, text=True, **kw)
 
 
 def lines(path): return read_rows(path) if path.exists() else []
@@ -106,6 +106,25 @@ def test_interrupted(plugin, tmp_path, wait_for):
     out, err = p.communicate(timeout=600)
     assert p.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
     assert 1 <= len(lines(tmp_path/"runs.jsonl")) < 50
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_scheduler_that_stops_all_processes(plugin, tmp_path, wait_for, jobs):
+    "SIGTERM to the whole group: finished runs are kept, none becomes an error, no worker stays behind."
+    before = set(plugin.glob("worker_*"))
+    line = f"--methods l1 --widths 8 --seeds 50 --steps 20 --jobs {jobs}"
+    p = start(plugin, tmp_path, *line.split(), start_new_session=True)
+    try: wait_for(lambda: lines(tmp_path/"runs.jsonl") or p.poll() is not None)
+    except AssertionError:
+        p.kill()
+        raise
+    os.killpg(p.pid, signal.SIGTERM)
+    out, err = p.communicate(timeout=600)
+    assert p.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
+    rows = lines(tmp_path/"runs.jsonl")
+    assert 1 <= len(rows) < 50 and not any("error" in r for r in rows)
+    pids = [int(f.name.split("_")[1]) for f in set(plugin.glob("worker_*")) - before]
+    wait_for(lambda: not any(map(alive, pids)), seconds=60)
 
 
 def test_diverged_runs_are_lines(plugin, tmp_path, capsys):

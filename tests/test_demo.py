@@ -83,3 +83,50 @@ def test_bad_arguments_stop_before_training(tmp_path, args, message):
     p = finish([*COMMAND, *args], tmp_path)
     assert p.returncode == 1 and message in p.stderr and "Traceback" not in p.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_console_that_cannot_show_all_characters(tmp_path):
+    "What an encoding lacks becomes an escape; the work is not lost to a print (case 15)."
+    args = ["--seeds", "1", "--steps", "3", "--methods", "l1", "--device", "cpu", "--out", "d"]
+    p = finish([*COMMAND, *args], tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert p.returncode == 0, p.stderr
+    assert "Fr\\xe9chet" in p.stdout and "\\u2264" in p.stdout
+    assert "Fréchet" in (tmp_path/"d/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_scheduler_that_stops_the_demo(tmp_path, wait_for, name):
+    """The signals of cluster schedulers end the run in progress like Ctrl-C; the same command finds what is
+    finished. Meanwhile another demo in that folder is refused, before it touches anything.
+    """
+    args = ["--steps", "8", "--methods", "l1", "--device", "cpu", "--out", "rep"]
+    report = tmp_path/"rep/report.json"
+    with open(tmp_path/"err", "w") as err:
+        p = subprocess.Popen([*COMMAND, *args, "--seeds", "50"], cwd=tmp_path, stderr=err, stdout=err)
+        wait_for(lambda: report.exists() and json.loads(report.read_text())["runs"], p)
+        other = finish([*COMMAND, *args, "--retrain-teacher", "--teacher-steps", "3"], tmp_path)
+        assert p.poll() is None and other.returncode == 1 and "another process is writing" in other.stderr
+        assert report.exists() and not (tmp_path/"rep/teacher.safetensors").exists()
+        p.send_signal(getattr(signal, name))
+        assert p.wait(timeout=600) == 130
+    assert "the same command goes on from there" in (tmp_path/"err").read_text()
+    n = len(check_report(tmp_path/"rep", len(json.loads(report.read_text())["runs"]), False)["runs"])
+    lines = (tmp_path/"rep/runs.jsonl").read_text()
+    assert lines.count("\n") == n
+    p = finish([*COMMAND, *args, "--seeds", str(n)], tmp_path)
+    assert p.returncode == 0 and (tmp_path/"rep/runs.jsonl").read_text() == lines
+    check_report(tmp_path/"rep", n, True)
+
+
+def test_folders_that_cannot_be_written_to(tmp_path):
+    "A file, and a disk without room (a limit on the size of files), are told before the first run."
+    import resource
+    args = ["--seeds", "1", "--steps", "3", "--methods", "l1", "--device", "cpu", "--out"]
+    (tmp_path/"file").write_text("mine")
+    p = finish([*COMMAND, *args, "file"], tmp_path)
+    assert p.returncode == 1 and "is a file; give a folder" in p.stderr and "Traceback" not in p.stderr
+    assert (tmp_path/"file").read_text() == "mine"
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    p = finish([*COMMAND, *args, "full"], tmp_path, preexec_fn=small)
+    assert p.returncode == 1 and "cannot write there" in p.stderr and "Traceback" not in p.stderr
+    assert not list((tmp_path/"full").iterdir())

@@ -28,9 +28,9 @@ from ..callbacks import Clock, History
 from ..distill import Distiller
 from ..enhance.crops import Crops
 from .workloads import half_photos
-from .configs import merged, run_key
+from .configs import check_rate, check_whole, merged, run_key
 from .report import table
-from .runner import run_all, vital_signs
+from .runner import check_folder, run_all, vital_signs
 
 # %% ../../nbs/96_study.combinations.ipynb #17b3b75e
 class Same:
@@ -228,8 +228,11 @@ def combinations(
     odd = sorted(set(kinds) - KINDS.keys()) + sorted(set(names) - known.keys())
     if odd:
         raise ValueError(f"combinations: do not know {odd}; kinds are {list(KINDS)}, methods {sorted(known)}")
-    same = dict(side=side, scale=scale, warm=warm, steps=steps, seed=seed, lr=lr)
-    specs = combination_plan(kinds, names, settings or {}, **same)
+    whole = dict(side=side, scale=scale, warm=warm, steps=steps, seed=seed)
+    for k,n in dict(whole, jobs=jobs).items():
+        check_whole(n, f"combinations: {k}", low=int(k not in ("warm","seed")))
+    specs = combination_plan(kinds, names, settings or {}, **whole, lr=check_rate(lr, "combinations: lr"))
+    check_folder(out, "combinations.jsonl")
     return run_all(Path(out)/"combinations.jsonl", specs, combination_run, jobs, plugins, progress)
 
 # %% ../../nbs/96_study.combinations.ipynb #070f04d7

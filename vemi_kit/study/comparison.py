@@ -14,8 +14,9 @@ from pathlib import Path
 from ..core import default_device, set_seed
 from ..files import weights_hash
 from .workloads import Workload
-from .configs import Config, check_rate, read_configs, read_tuned, run_key, spaced, tuned_for
-from .runner import compare_run, run_all, student_run
+from .configs import (
+    Config, check_rate, check_whole, read_configs, read_tuned, run_key, spaced, tuned_for)
+from .runner import check_folder, compare_run, run_all, student_run
 
 # %% ../../nbs/94_study.comparison.ipynb #550b9773
 def find_workloads(
@@ -44,6 +45,9 @@ def check_counts(
     pool:int, # inputs
 ):
     "Raises `ValueError` for numbers that no comparison can have."
+    given = dict(jobs=jobs, certified=certified, pool=pool, steps=1 if steps is None else steps)
+    for k,n in given.items(): check_whole(n, f"compare: {k}", low=-10**9)
+    for s in seeds: check_whole(s, "compare: seeds", low=0)
     if not seeds or jobs < 1 or (steps is not None and steps < 1) or certified < 0:
         raise ValueError(f"compare: at least one seed, job and step expected, got seeds={seeds}, "
                          f"jobs={jobs}, steps={steps}, certified={certified}")
@@ -189,6 +193,7 @@ def compare(
     extra = dict(certified=certified, pool=pool, course=course)
     specs = plan_runs(classes, configs, widths, seeds, steps, lr, found, **extra)
     check_plan(classes, specs)
+    check_folder(out, file)
     key_runs(classes, specs, teachers, device, pool)
     work = partial(_work, tuple(classes), str(teachers), str(device))
     run = lambda specs: run_all(out/file, specs, work, jobs, plugins, progress, watch)

@@ -11,7 +11,7 @@ import torch
 from pathlib import Path
 from ..core import generator
 from ..files import write_text
-from .configs import Config, merged, read_tuned
+from .configs import Config, check_whole, merged, read_tuned
 from .report import MEASURES
 from .comparison import compare, find_configs, find_workloads
 
@@ -51,7 +51,7 @@ def check_tuning(
                          f"{[c.formula for c in configs]}")
     if criterion is not None and criterion not in MEASURES:
         raise ValueError(f"tune: criterion: expected one of {list(MEASURES)}, got {criterion!r}")
-    if runs < 1: raise ValueError(f"tune: runs >= 1 expected, got {runs}")
+    check_whole(runs, "tune: runs")
 
 # %% ../../nbs/95_study.tuning.ipynb #575d9b3c
 def best_point(
