@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_available', 'default_device', 'check_finite',
-           'check_batch', 'check_range', 'check_images', 'check_number', 'check_alike', 'check_net', 'checked_call',
-           'DivergenceError', 'require', 'digest', 'plain_number', 'plain_value', 'plain_values', 'frozen']
+           'check_batch', 'check_range', 'check_images', 'check_path', 'check_number', 'check_alike', 'check_net',
+           'checked_call', 'DivergenceError', 'require', 'digest', 'plain_number', 'plain_value', 'plain_values',
+           'frozen']
 
 # %% ../nbs/01_core.ipynb #eeb41599
 import hashlib, importlib, math, numbers, random
 import numpy as np, torch
 from contextlib import contextmanager
 from torch import nn
+from pathlib import Path
 from types import ModuleType
 
 # %% ../nbs/01_core.ipynb #42718590
@@ -155,6 +157,14 @@ def check_images(
     return check_range(x, name, value_range) if value_range else x
 
 # %% ../nbs/01_core.ipynb #c0de0002
+def check_path(
+    x:object, # what was given
+    name:str, # how the message calls it, e.g. "enhance_folder: out"
+) -> Path: # of x
+    "Return the path of a `str` or `Path`; raises `TypeError` otherwise."
+    if isinstance(x, (str,Path)): return Path(x)
+    raise TypeError(f"{name}: expected a path, got {type(x).__name__}")
+
 def check_number(
     x:object, # what was given
     name:str, # how the message calls it, e.g. "latency: seconds"

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Photos', 'training_photos', 'turn', 'Crops']
 
-# %% ../../nbs/76_enhance.crops.ipynb #8cdbd452
+# %% ../../nbs/76_enhance.crops.ipynb #b3b7969b
 import hashlib, torch
 from collections.abc import Callable
 from fastcore.all import patch, store_attr
 from functools import lru_cache
 from pathlib import Path
 from tqdm.auto import tqdm
-from ..core import check_number, generator
+from ..core import check_number, check_path, generator
 from ..data.pictures import PHOTOS, photo
 from ..data.folders import image_files, load_image
 from ..data.batches import draw_seed
@@ -41,7 +41,7 @@ def _hold_out(files, folder):
     n = max(1, len(files)//10)
     return sorted(files[i] for i in order[:n]), sorted(files[i] for i in order[n:])
 
-# %% ../../nbs/76_enhance.crops.ipynb #80523dbd
+# %% ../../nbs/76_enhance.crops.ipynb #3bbe1268
 def training_photos(
     folder:str|Path|None=None, # clean pictures; None: the bundled photographs (`demo` extra)
     test:str|Path|None=None, # folder of held-out pictures; None: a fixed tenth of `folder`
@@ -49,6 +49,7 @@ def training_photos(
     """Whole photographs for training and, apart from them, for judging; each file is decoded once now, so
     that a bad one stops the run early. `ValueError` or `FileNotFoundError` that names it.
     """
+    for k,v in dict(folder=folder, test=test).items(): v is None or check_path(v, f"training_photos: {k}")
     if folder is None and test is None: return tuple(Photos(PHOTOS[s], photo) for s in ("train","test"))
     load = lambda f: load_image(f, 3, convert=True)
     files = [] if folder is None else image_files(folder)

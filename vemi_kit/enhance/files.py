@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOURNAL', 'Picture', 'read_picture', 'write_picture', 'file_hash', 'FolderReport', 'output_names', 'enhance_folder']
 
-# %% ../../nbs/80_enhance.files.ipynb #86a4c8a2
+# %% ../../nbs/80_enhance.files.ipynb #261c7fee
 import hashlib, json, os, sys, warnings
 import numpy as np, torch
 from collections import Counter
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fastcore.all import patch
 from pathlib import Path
 from tqdm.auto import tqdm
+from ..core import check_path
 from ..files import atomic_write, lock_file, weights_hash
 from ..data.folders import find_images, image_files, upright
 from .restorer import Baseline, Restorer, check_restorer
@@ -255,7 +256,7 @@ def _restore_files(restorer, todo, out, names, settings, journal, report, progre
                 _say(bar, f"{f}: {report.failed[f]}")
             else: report.written.append(f)
 
-# %% ../../nbs/80_enhance.files.ipynb #9167daf6
+# %% ../../nbs/80_enhance.files.ipynb #c1ee8bd2
 def enhance_folder(
     restorer:Restorer, # on the device that does the work
     folder:str|Path, # pictures, also in subfolders; or one file
@@ -269,10 +270,7 @@ def enhance_folder(
     tiles, `RuntimeError` if another process writes to `out`; bad files are reported in the result.
     """
     check_restorer(restorer, "enhance_folder")
-    for k,v in dict(folder=folder, out=out).items():
-        if not isinstance(v, (str,Path)):
-            raise TypeError(f"enhance_folder: {k}: expected a path, got {type(v).__name__}")
-    folder, out = Path(folder), Path(out)
+    folder, out = check_path(folder, "enhance_folder: folder"), check_path(out, "enhance_folder: out")
     files, odd, base = _sources(folder, out)
     settings = dict(weights=weights_hash(restorer), **{k: v for k,v in kw.items() if k != "batch_size"})
     enhance(restorer, torch.zeros(1, restorer.channels, 8, 8), **kw)      # wrong tiles fail here

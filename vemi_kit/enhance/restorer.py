@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'Restorer', 'check_restorer', 'Baseline', 'save_restorer', 'load_restorer']
 
-# %% ../../nbs/77_enhance.restorer.ipynb #3197a0f5
+# %% ../../nbs/77_enhance.restorer.ipynb #75cc74a9
 import torch
 from pathlib import Path
 from torch import nn
-from ..core import check_number, default_device, seeded
+from ..core import check_number, check_path, default_device, seeded
 from ..files import atomic_write, load_nets, read_config, save_nets, weights_path
 from ..data.pictures import resize
 from ..zoo.restorers import SRResNet, UNetRestorer
@@ -73,12 +73,10 @@ def save_restorer(
     with atomic_write(path) as part: save_nets(part, half, restorer=restorer)
     return Path(path)
 
-# %% ../../nbs/77_enhance.restorer.ipynb #3d093365
+# %% ../../nbs/77_enhance.restorer.ipynb #7f7da22e
 def _restorer_file(source):
     "The file of a restorer: its path, or that of one that ships with the kit."
-    if not isinstance(source, (str,Path)):
-        raise TypeError(f"load_restorer: source: expected a name or a file, got {type(source).__name__}")
-    path = Path(source)
+    path = check_path(source, "load_restorer: source")
     # a folder of that name does not stand in the way
     if path.suffix == ".safetensors" or path.is_file(): return path
     try: return weights_path(f"enhance_{source}")
