@@ -1,14 +1,14 @@
 """The command vemi_bound in real processes: a task, a folder of pairs, two networks, a resumable table, bad
 input.
 """
-import json, subprocess, sys
+import json, math, subprocess, sys
 import pytest, torch
 from PIL import Image
 from vemi_kit.files import save_nets
 from vemi_kit.show import image_grid
 from vemi_kit.data.pictures import digits, resize
 from vemi_kit.nats import bounds
-from vemi_kit.nats.measure import measure_pairs
+from vemi_kit.nats.measure import measure_pairs, vemi_bound
 from vemi_kit.zoo.dcgan import SNGenerator
 
 CODE = "import sys; from vemi_kit.nats.measure import vemi_bound; sys.exit(vemi_bound())"
@@ -73,10 +73,62 @@ def test_two_networks(tmp_path):
     (["task","dense 5x5","--n","20"], "at least 200 pairs"),
     (["nets","a","b","--noise-floor","0"], "--noise-floor > 0"),
     (["table","--tasks","none"], "no task ['none']"),
+    (["task","dense 5x5","--levels","0"], "--levels: expected a whole number >= 1, got 0"),
+    (["nets","a","b","--noise-floor","nan"], "--noise-floor > 0"),
 ])
 def test_bad_input_is_one_line(tmp_path, args, message):
     p = run(tmp_path, *args)
     assert p.returncode == 1 and message in p.stderr and "Traceback" not in p.stderr
+
+
+@pytest.mark.parametrize("args, message", [
+    (["task","dense 5x5","--n","-5"], "--n: expected a whole number >= 1, got -5"),
+    (["task","dense 5x5","--steps","0"], "--steps: expected a whole number >= 1, got 0"),
+    (["pairs","a","b","--size","0"], "--size: expected a whole number >= 1, got 0"),
+    (["table","--seeds","0"], "--seeds: expected a whole number >= 1, got 0"),
+    (["nets","net.pth","net.pth"], "expected a file written by save_nets"),
+    (["nets","cut.safetensors","cut.safetensors"], "expected a file written by save_nets"),
+    (["nets","net.safetensors","net.safetensors","--arch","torch.nn:Linear"], "does not fit"),
+    (["nets","net.safetensors","net.safetensors","--arch","json"], "expected module:Class"),
+])
+def test_bad_options_and_files(tmp_path, monkeypatch, capsys, args, message):
+    monkeypatch.chdir(tmp_path)
+    net = SNGenerator(8, 1, 2, 8)
+    save_nets("net.safetensors", net=net)
+    torch.save(net.state_dict(), "net.pth")
+    (tmp_path/"cut.safetensors").write_bytes((tmp_path/"net.safetensors").read_bytes()[:700])
+    assert vemi_bound(args) == 1
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_data_of_the_same_seed_are_not_our_noise(seed):
+    "The first numbers that a user draws are no noise floor, so the certified value stays below the truth."
+    truth = -.5*math.log(2*math.pi*math.e*(.05**2 + .1**2))
+    torch.manual_seed(seed)
+    s = torch.randn(2000, 1)
+    t = s + .05*torch.randn(2000, 1)
+    lower = bounds.certify_pairs(t, s, .1, (3,), n_steps=60, n_checks=1, progress=False)[0][0].lower
+    assert truth - .2 < lower.mean < truth + 3*lower.se
+    # the noise alone, for a student that knows the teacher: its entropy, not less
+    torch.manual_seed(seed)
+    z = torch.randn(2000, 1)
+    left = bounds.conditional_bound(z, z, .1, seed=seed)
+    assert left.mean > .5*math.log(2*math.pi*math.e*.1**2) - 3*left.se
+
+
+@pytest.mark.parametrize("n_levels", [0, -1, 2.5, math.nan])
+def test_no_levels_certify_nothing(n_levels):
+    "Without levels the path would not reach the model, and its energy would count as if it had no normaliser."
+    g = torch.Generator().manual_seed(0)
+    s = torch.randn(200, 2, generator=g)
+    t = s + torch.randn(200, 2, generator=g)
+    model = bounds.fit_tilted(t, s, n_steps=5, n_checks=1, progress=False)
+    with pytest.raises((ValueError, TypeError), match="n_levels: expected a whole number >= 1"):
+        bounds.ais_bounds(model, t, s, n_levels, s[:20])
+    with pytest.raises(ValueError, match="rising from 0 to 1"):
+        bounds.ais_bounds(model, t, s, path=bounds.AnnealPath([0.], [1.], [False], 0.))
 
 
 def spies(monkeypatch):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_available', 'default_device', 'check_finite',
-           'check_batch', 'check_range', 'check_images', 'check_path', 'check_number', 'check_alike', 'check_net',
-           'checked_call', 'DivergenceError', 'require', 'digest', 'plain_number', 'plain_value', 'plain_values',
-           'frozen']
+           'check_batch', 'check_range', 'check_images', 'check_path', 'check_number', 'check_alike', 'check_pairs',
+           'check_net', 'checked_call', 'DivergenceError', 'require', 'digest', 'plain_number', 'plain_value',
+           'plain_values', 'frozen']
 
 # %% ../nbs/01_core.ipynb #eeb41599
 import hashlib, importlib, math, numbers, random
@@ -192,6 +192,32 @@ def check_alike(
     if a.shape == b.shape: return
     shapes = f"{names[0]} {tuple(a.shape)} and {names[1]} {tuple(b.shape)}"
     raise ValueError(f"{name}: {shapes} should be pairs, of the same shape")
+
+# %% ../nbs/01_core.ipynb #c0de0005
+def _check_samples(x, name):
+    "Raise unless `x` is a finite float tensor (n, ...)."
+    if not (torch.is_tensor(x) and x.is_floating_point()):
+        got = x.dtype if torch.is_tensor(x) else type(x).__name__
+        raise TypeError(f"{name}: expected a float tensor (n, ...), got {got}")
+    if x.ndim < 2 or not all(x.shape[1:]):
+        raise ValueError(f"{name}: expected shape (n, ...) with numbers in each, got {tuple(x.shape)}")
+    check_finite(x, name)
+
+# %% ../nbs/01_core.ipynb #c0de0006
+def check_pairs(
+    t:torch.Tensor, # one side (n, ...)
+    s:torch.Tensor, # the other (n, ...)
+    name:str, # how the message begins
+    least:int=1, # fewest pairs
+    alike:bool=False, # both sides have the same shape
+):
+    """Raise `TypeError`, `ValueError` or `FloatingPointError` unless t and s are as many samples, float and
+    finite, at least so many: pairs are never broadcast or cut.
+    """
+    for x,k in ((t,"t"), (s,"s")): _check_samples(x, f"{name}: {k}")
+    if len(t) != len(s): raise ValueError(f"{name}: t and s must be pairs, got {len(t)} and {len(s)}")
+    if len(t) < least: raise ValueError(f"{name}: at least {least} pairs (t, s) expected, got {len(t)}")
+    if alike: check_alike(t, s, name, ("t","s"))
 
 # %% ../nbs/01_core.ipynb #c0de0011
 def check_net(

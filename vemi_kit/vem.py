@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fastcore.all import patch
 from torch import nn
-from .core import DivergenceError, check_finite, frozen, generator, seeded
+from .core import DivergenceError, check_finite, frozen, seeded, stream
 from .processes import process_index, sync_grads
 from .energy import EnergyNet
 from .chains import ChainStats, langevin, langevin_pooled, plot_energies
@@ -110,6 +110,14 @@ def descend(self:EnergyTerm,
     self.opt.step()
     self.opt.zero_grad(set_to_none=True)
 
+# %% ../nbs/23_vem.ipynb #c5a1e003
+@patch
+def chain_stream(self:EnergyTerm,
+    device:str|torch.device, # of the pictures
+) -> torch.Generator:
+    "Where the chains' noise comes from: a stream of its own, so that it is never the caller's latents."
+    return stream(self.seed, f"chain of process {process_index()}", device)
+
 # %% ../nbs/23_vem.ipynb #952198c4
 def check_pair(
     t:torch.Tensor, # teacher pictures (b, c, h, w)
@@ -195,7 +203,7 @@ def sample(self:VEM,
     **kw, # overrides for `langevin`
 ) -> torch.Tensor: # t_hat, (b, c, h, w)
     "Run the chain at the present energy; what it did is kept in `self.chain`. Raises `DivergenceError`."
-    if self._g is None: self._g = generator(self.seed + process_index(), s.device)
+    if self._g is None: self._g = self.chain_stream(s.device)
     if start is None and like_t is not None and like_t.shape[1] != s.shape[1]:
         # no common channels: begin at the student's grey picture
         start = s.mean(1, keepdim=True).expand_as(like_t)
@@ -257,7 +265,7 @@ def set_extra_state(self:EnergyTerm, state):
     for k,v in state["settings"].items(): setattr(self, k, v)
     device, k = next(self.energy.parameters()).device, process_index()
     if k:                                                   # the state is the first process's
-        self._g = generator(self.seed + k + 1000*self.n_updates, device)
+        self._g = stream(self.seed, f"chain of process {k} after {self.n_updates} updates", device)
     elif state["g"] is not None:
-        if self._g is None: self._g = generator(self.seed, device)
+        if self._g is None: self._g = self.chain_stream(device)
         self._g.set_state(state["g"].cpu())

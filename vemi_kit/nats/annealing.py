@@ -5,24 +5,33 @@
 # %% auto #0
 __all__ = ['AnnealPath', 'anneal_path', 'annealed_weights', 'certified_gain']
 
-# %% ../../nbs/45_nats.annealing.ipynb #5c8baa80
+# %% ../../nbs/45_nats.annealing.ipynb #ab85d097
 import math
 import torch
 from collections.abc import Callable
 from fastcore.all import patch, store_attr
+from ..core import check_finite, check_number
 from .mala import MALA, Reference, adapt_step
 
-# %% ../../nbs/45_nats.annealing.ipynb #3bb2bbdb
+# %% ../../nbs/45_nats.annealing.ipynb #ff44b554
 class AnnealPath:
     """Levels `betas` (n_levels+1,) from 0 to 1 with fixed kernels: `step_sizes`, and `jumps` where a draw
-    from the reference is proposed instead; `length` in sqrt(nats).
+    from the reference is proposed instead; `length` in sqrt(nats). Raises `ValueError` for other levels: a
+    path that does not reach 1 would certify what the model does not know.
     """
     def __init__(self,
         betas:list, # levels, rising from 0 to 1
         step_sizes:list, # one for each level
         jumps:list, # whether a level's kernel is a jump
         length:float, # thermodynamic length
-    ): store_attr()
+    ):
+        store_attr()
+        rising = all(a <= b for a,b in zip(betas, betas[1:]))
+        if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not rising:
+            raise ValueError(f"AnnealPath: betas: expected two or more, rising from 0 to 1, got {betas}")
+        if not len(betas) == len(step_sizes) == len(jumps):
+            told = f"got {len(betas)}, {len(step_sizes)} and {len(jumps)}"
+            raise ValueError(f"AnnealPath: betas, step_sizes and jumps should be equally many, {told}")
 
 # %% ../../nbs/45_nats.annealing.ipynb #61e70097
 @patch(as_prop=True)
@@ -55,7 +64,7 @@ def _pilot(tilt, c, shape, g, grid):
         found.append(((.5*(a-b)**2).mean().sqrt().item(), step, jump))
     return torch.tensor(found, dtype=torch.float64).T
 
-# %% ../../nbs/45_nats.annealing.ipynb #bcf867b4
+# %% ../../nbs/45_nats.annealing.ipynb #7e2f5f5c
 def anneal_path(
     tilt:Callable, # f(u, c) -> (b,), nats
     c:torch.Tensor, # pilot conditions (b, ...), not those of the pairs to be evaluated
@@ -65,8 +74,12 @@ def anneal_path(
     n_pilot:int=24, # levels of the pilot run
 ) -> AnnealPath:
     """Space the levels and choose the kernels by a pilot run with two chains for each condition. With one
-    level there is no kernel.
+    level there is no kernel. Raises `ValueError` for no level or no condition.
     """
+    check_number(n_levels, "anneal_path: n_levels", 1, whole=True)
+    check_number(n_pilot, "anneal_path: n_pilot", 1, whole=True)
+    if not len(c): raise ValueError("anneal_path: c: at least one pilot condition expected, got none")
+    check_finite(c, "anneal_path: c")
     grid = torch.linspace(0, 1, n_pilot+1, dtype=torch.float64)**2
     speed, steps, jumps = _pilot(tilt, c, shape, g, grid)
     length = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(speed, grid)])

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ConditionalBase', 'fit_base', 'LocalBase']
 
-# %% ../../nbs/44_nats.bases.ipynb #9c83333e
+# %% ../../nbs/44_nats.bases.ipynb #5a7cf469
 import copy, math
 import torch, torch.nn.functional as F
 from fastcore.all import patch
 from torch import nn
-from ..core import seeded
+from ..core import check_number, check_pairs, seeded
 from .gaussian import LOG_2PI
 from .energies import ResidualStack
 from .margins import Margins
@@ -184,7 +184,7 @@ def _finish(self:ConditionalBase, t, s, t_val, s_val):
     if bent <= plain: self.residual = None
     return max(bent, plain), copy.deepcopy(self.state_dict()), self.residual
 
-# %% ../../nbs/44_nats.bases.ipynb #8559e0c6
+# %% ../../nbs/44_nats.bases.ipynb #f5b16e6d
 @patch
 def fit(self:ConditionalBase,
     t:torch.Tensor, # training pairs
@@ -198,6 +198,10 @@ def fit(self:ConditionalBase,
     lr:float=2e-3, # AdamW; halved when the validation part does not improve, five times at most
 ) -> float: # mean log likelihood of the validation pairs, nats
     "Fit in place; parameters are frozen afterwards. Raises `FloatingPointError` if the loss is not finite."
+    check_pairs(t, s, "ConditionalBase.fit", least=2)
+    check_pairs(t_val, s_val, "ConditionalBase.fit: validation")
+    check_number(n_epochs, "ConditionalBase.fit: n_epochs", 1, whole=True)
+    check_number(batch_size, "ConditionalBase.fit: batch_size", 1, whole=True)
     self._fit_linear(t, s, student)
     linear = self._finish(t, s, t_val, s_val)
     self._descend(self._seen(t, s), self._seen(t_val, s_val), g, student, n_epochs, batch_size, lr)
@@ -261,9 +265,10 @@ def whiten(self:LocalBase, t:torch.Tensor, s:torch.Tensor):
     std = self.std(s)
     return (t-s)/std, -std.log().flatten(1).sum(1)
 
-# %% ../../nbs/44_nats.bases.ipynb #21c49a9c
+# %% ../../nbs/44_nats.bases.ipynb #ad3df9a2
 @patch
 @torch.no_grad()
 def start(self:LocalBase, t:torch.Tensor, s:torch.Tensor):
-    "Begin at the constant standard deviations of the residuals of these pairs."
+    "Begin at the constant standard deviations of the residuals of these pairs. Raises as `core.check_pairs`."
+    check_pairs(t, s, "LocalBase.start", alike=True)
     self.log_std.copy_((t-s).transpose(0,1).flatten(1).std(1).clamp(min=1e-6).log())

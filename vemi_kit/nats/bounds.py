@@ -6,19 +6,19 @@
 __all__ = ['Estimate', 'mi_lower_bound', 'gaussian_bound', 'Sandwich', 'ais_bounds', 'task_draws', 'task_bound', 'plot_sandwich',
            'conditional_bound', 'certify_pairs', 'certified_conditional']
 
-# %% ../../nbs/47_nats.bounds.ipynb #00652392
+# %% ../../nbs/47_nats.bounds.ipynb #4a88a4ed
 import math
 import torch
 from collections.abc import Callable
 from dataclasses import dataclass
 from fastcore.all import patch
-from ..core import check_finite, fork, generator
+from ..core import check_finite, check_number, check_pairs, fork, generator, stream
 from .gaussian import GaussianBase
 from .tasks import Task
 from .annealing import AnnealPath, anneal_path, annealed_weights
 from .tilted import TiltedModel, fit_tilted
 
-# %% ../../nbs/47_nats.bounds.ipynb #8478a113
+# %% ../../nbs/47_nats.bounds.ipynb #4355a739
 @dataclass(frozen=True)
 class Estimate:
     """A mean over `n` independent pairs, its standard error, both in nats, and the number of dimensions `d`
@@ -30,7 +30,8 @@ class Estimate:
     d:int
     @classmethod
     def of(cls, x:torch.Tensor, d:int):
-        "The mean of values (n,)."
+        "The mean of values (n,); raises `ValueError` for less than two, whose error nobody knows."
+        if x.ndim != 1 or len(x) < 2: raise ValueError(f"Estimate: at least 2 values, got {tuple(x.shape)}")
         return cls(x.double().mean().item(), (x.double().std()/len(x)**.5).item(), len(x), d)
     @property
     def bits_per_dim(self): return self.mean/(self.d*math.log(2))
@@ -39,7 +40,7 @@ class Estimate:
     def __str__(self):
         return f"{self.mean:.3f} ± {self.se:.3f} nats ({self.bits_per_dim:.3f} bits/dim, n={self.n})"
 
-# %% ../../nbs/47_nats.bounds.ipynb #13666ae3
+# %% ../../nbs/47_nats.bounds.ipynb #2c81e753
 @torch.no_grad()
 def mi_lower_bound(
     q:object, # a density with `log_prob(t, s) -> (b,)` in nats, fitted on other pairs
@@ -47,9 +48,9 @@ def mi_lower_bound(
     s:torch.Tensor, # (b, ...)
     h_t:float=0., # differential entropy H(T) in nats; 0 leaves the cross-entropy E[log q]
 ) -> Estimate: # nats
-    """`H(T) + E[log q(t|s)]`, whose expectation is at most `I(T;S)` (Barber & Agakov 2003), with its
-    standard error.
-    """
+    "`H(T) + E[log q(t|s)]`, in expectation at most `I(T;S)` (Barber & Agakov 2003); raises as `check_pairs`."
+    check_pairs(t, s, "mi_lower_bound", least=2)
+    check_number(h_t, "mi_lower_bound: h_t")
     return Estimate.of(q.log_prob(t, s), t[0].numel()) + h_t
 
 # %% ../../nbs/47_nats.bounds.ipynb #d16cbcbc
@@ -108,7 +109,13 @@ def _log_values(model, t, s, path, n_paths, g):
     values = [log_joint - back, log_joint - multi, log_joint - torch.stack(forth).mean(0), log_q0]
     return torch.stack(values), (a_back, sum(a_forth)/len(a_forth))
 
-# %% ../../nbs/47_nats.bounds.ipynb #8a8917ed
+# %% ../../nbs/47_nats.bounds.ipynb #3b4d4669
+def _log_p(log_p, t):
+    "The known log densities, checked."
+    x = log_p(t)
+    if x.shape != (len(t),): raise ValueError(f"log_p: expected shape ({len(t)},), got {tuple(x.shape)}")
+    return check_finite(x, "log_p")
+
 def _levels(model, t, n_levels, pilot, g):
     "The path of `n_levels` levels, spaced on pilot conditions."
     if n_levels == 1: return AnnealPath.straight()
@@ -119,7 +126,7 @@ def _levels(model, t, n_levels, pilot, g):
         )
     return anneal_path(model.tilt, model.base.condition(pilot), t.shape[1:], n_levels, g)
 
-# %% ../../nbs/47_nats.bounds.ipynb #dd1afa1f
+# %% ../../nbs/47_nats.bounds.ipynb #94fee8ed
 @torch.no_grad()
 def ais_bounds(
     model:TiltedModel, # base and tilt, fitted on other pairs
@@ -148,23 +155,26 @@ def ais_bounds(
     are clamped, if levels, steps or weights were chosen with these same pairs, or if the kernels are
     unadjusted (their T_i is not reversible for pi_i).
 
-    Raises `ValueError` for unequal numbers of pairs, missing pilots or `n_paths < 2`.
+    Raises `ValueError` for missing pilots, no levels or `n_paths < 2`, else as `core.check_pairs`. The chains
+    draw from a stream of their own, so data drawn from `generator(seed)` are independent of them.
     """
-    if len(t) != len(s): raise ValueError(f"ais_bounds: t and s must be pairs, got {len(t)} and {len(s)}")
-    if n_paths < 2: raise ValueError(f"ais_bounds: n_paths >= 2 expected, got {n_paths}")
-    g = generator(seed, t.device)
+    check_pairs(t, s, "ais_bounds", least=2)
+    for k,v,low in (("n_levels",n_levels,1), ("n_paths",n_paths,2), ("batch_size",batch_size,1)):
+        check_number(v, f"ais_bounds: {k}", low, whole=True)
+    check_number(h_t, "ais_bounds: h_t")
+    g = stream(seed, "ais_bounds", t.device)
     if model.tilt is not None and path is None: path = _levels(model, t, n_levels, pilot, g)
     batches = zip(t.split(batch_size), s.split(batch_size))
     parts, acc = zip(*[_log_values(model, *pair, path, n_paths, g) for pair in batches])
     hint = "The tilt or its path has left the finite numbers."
     x = check_finite(torch.cat(parts, 1), "ais_bounds: log densities", hint)
-    if log_p is not None: x, h_t = x - log_p(t).to(x), 0.
+    if log_p is not None: x, h_t = x - _log_p(log_p, t).to(x), 0.
     values = [Estimate.of(r, t[0].numel()) + h_t for r in x]
     if path is None: return Sandwich(*values, 1, (1.,1.), 0.)
     acceptance = (1.,1.) if acc[0] is None else tuple(sum(a)/len(a) for a in zip(*acc))
     return Sandwich(*values, path.n_levels, acceptance, path.length)
 
-# %% ../../nbs/47_nats.bounds.ipynb #0356d264
+# %% ../../nbs/47_nats.bounds.ipynb #1706c9e9
 def task_draws(
     task:Task, # where pairs come from
     n:int, # training pairs
@@ -172,6 +182,7 @@ def task_draws(
     seed:int, # of the draws
 ) -> tuple: # (t, s) to train on, conditions s of 100 more that space the levels, (t, s) held out
     "What a certified value needs from a task, in three independent draws."
+    for k,v in (("n",n), ("n_test",n_test)): check_number(v, f"task_draws: {k}", 1, whole=True)
     g = generator(seed)
     return task.sample(n, g), task.sample(100, g)[1], task.sample(n_test, g)
 
@@ -214,7 +225,21 @@ def plot_sandwich(
     ax.legend(fontsize=8)
     return ax
 
-# %% ../../nbs/47_nats.bounds.ipynb #936ade9e
+# %% ../../nbs/47_nats.bounds.ipynb #32a56e8e
+def _check_door(t, s, noise_floor, seed, name, least, alike=False):
+    check_pairs(t, s, name, least, alike)
+    check_number(noise_floor, f"{name}: noise_floor", 0)
+    check_number(seed, f"{name}: seed", 0, whole=True)
+
+def _noisy_halves(t, s, noise_floor, seed):
+    """t plus the noise floor, and two halves of the pairs at random. Both come from streams of their own:
+    noise that a user has drawn already, as data, would be no noise.
+    """
+    t, s = t.detach().cpu().float(), s.detach().cpu().float()
+    t = t + noise_floor*torch.randn(t.shape, generator=stream(seed, "noise floor"))
+    return [(t[i], s[i]) for i in torch.randperm(len(t), generator=stream(seed, "halves")).chunk(2)]
+
+# %% ../../nbs/47_nats.bounds.ipynb #5b45ab06
 def conditional_bound(
     t:torch.Tensor, # teacher pictures (n, c, h, w)
     s:torch.Tensor, # student pictures, same latents
@@ -222,16 +247,14 @@ def conditional_bound(
     seed:int=0, # of the noise and of the split
 ) -> Estimate: # nats
     """Upper bound on `H(T~|S)` from the Gaussian base: fitted on a random half of the pairs, evaluated on
-    the other half. Lower is better; it is a bound in expectation for this `noise_floor` only.
+    the other half. Lower is better; it is a bound in expectation for this `noise_floor` only. Raises as
+    `core.check_pairs` and `core.check_number`.
     """
-    g = generator(seed)
-    if len(t) < 4: raise ValueError(f"conditional_bound: at least 4 pairs expected, got {len(t)}")
-    t = t.cpu() + noise_floor*torch.randn(t.shape, generator=g)
-    fit_, held_out = torch.randperm(len(t), generator=g).chunk(2)
-    q = GaussianBase(t.shape[1]).fit(t[fit_], s.cpu()[fit_])
-    return -mi_lower_bound(q, t[held_out], s.cpu()[held_out])
+    _check_door(t, s, noise_floor, seed, "conditional_bound", least=4, alike=True)
+    fit, held_out = _noisy_halves(t, s, noise_floor, seed)
+    return -mi_lower_bound(GaussianBase(t.shape[1]).fit(*fit), *held_out)
 
-# %% ../../nbs/47_nats.bounds.ipynb #b18b1e84
+# %% ../../nbs/47_nats.bounds.ipynb #03e1ec3d
 def certify_pairs(
     t:torch.Tensor, # pairs (n, ...)
     s:torch.Tensor, # their conditions (n, ...)
@@ -244,14 +267,16 @@ def certify_pairs(
     **kw, # further arguments of `fit_tilted`
 ) -> tuple[list, TiltedModel]: # a `Sandwich` for each of `levels`
     """Add the noise floor, split the pairs in halves at random, fit a tilted model (and space the levels) on
-    one, certify on the other.
+    one, certify on the other. Raises as `core.check_pairs` and `core.check_number`.
     """
-    g, t, s = generator(seed), t.cpu(), s.cpu()
-    t = t + noise_floor*torch.randn(t.shape, generator=g)
-    fit_, held_out = ([x[i].to(device) for x in (t, s)] for i in torch.randperm(len(t), generator=g).chunk(2))
-    model = fit_tilted(*fit_, seed=seed, **kw)
+    _check_door(t, s, noise_floor, seed, "certify_pairs", least=160)        # half of them for `fit_tilted`
+    if not isinstance(levels, (list,tuple)) or not levels:
+        raise ValueError(f"certify_pairs: levels: expected a tuple of whole numbers, got {levels!r}")
+    for n in levels: check_number(n, "certify_pairs: levels", 1, whole=True)
+    fit, held_out = ([x.to(device) for x in half] for half in _noisy_halves(t, s, noise_floor, seed))
+    model = fit_tilted(*fit, seed=seed, **kw)
     known = dict(h_t=h_t, log_p=log_p, n_paths=2, seed=seed)
-    return [ais_bounds(model, *held_out, n, fit_[1][:100], **known) for n in levels], model
+    return [ais_bounds(model, *held_out, n, fit[1][:100], **known) for n in levels], model
 
 # %% ../../nbs/47_nats.bounds.ipynb #06a772f3
 def certified_conditional(

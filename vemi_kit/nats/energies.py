@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ResidualStack', 'TiltNet', 'Experts']
 
-# %% ../../nbs/41_nats.energies.ipynb #9495e4d2
+# %% ../../nbs/41_nats.energies.ipynb #a577161a
 import math
 import torch, torch.nn.functional as F
 from fastcore.all import patch
 from torch import nn
+from ..core import check_number
 from ..energy import arithmetic
 
 # %% ../../nbs/41_nats.energies.ipynb #8878949e
@@ -46,7 +47,7 @@ def forward(self:ResidualStack,
     for m in self.mid: x = x + F.silu(m(x))
     return self.last(x)
 
-# %% ../../nbs/41_nats.energies.ipynb #b5e7bc7e
+# %% ../../nbs/41_nats.energies.ipynb #60afb3b8
 class TiltNet(nn.Module):
     """Tilt `f(u, c) -> (b,)` in nats: `½ Σ_j (precision_j - 1)(v_j·u)²` plus the pixel sum of a
     `ResidualStack`; zero at the start.
@@ -60,6 +61,7 @@ class TiltNet(nn.Module):
         min_precision:float=.02, # floor of the precisions
     ):
         super().__init__()
+        check_number(min_precision, "TiltNet: min_precision", 1e-9, .99)
         d, shape = math.prod(shape), tuple(shape)
         self.config = dict(shape=shape, channels_s=channels_s, width=width, depth=depth, padding=padding,
                            min_precision=min_precision)

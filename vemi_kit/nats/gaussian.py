@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['LOG_2PI', 'GaussianBase']
 
-# %% ../../nbs/39_nats.gaussian.ipynb #e96499d1
+# %% ../../nbs/39_nats.gaussian.ipynb #f7ed1162
 import math
 import torch, torch.nn.functional as F
 from fastcore.all import store_attr, patch
 from torch import nn
+from ..core import check_pairs
 
 # %% ../../nbs/39_nats.gaussian.ipynb #d72a92f1
 class GaussianBase(nn.Module):
@@ -65,14 +66,15 @@ def _channels(x):
     "(b, c, ...) as rows (c, everything else), float64 on the CPU."
     return x.detach().cpu().double().transpose(0,1).flatten(1)
 
-# %% ../../nbs/39_nats.gaussian.ipynb #fb59dfe1
+# %% ../../nbs/39_nats.gaussian.ipynb #7e437a9d
 @patch
 @torch.no_grad()
 def fit(self:GaussianBase,
     t:torch.Tensor, # (b, c, ...)
     s:torch.Tensor, # like t
 ) -> GaussianBase: # self
-    "Set the parameters to their maximum-likelihood values on these pairs."
+    "Set the parameters to their maximum-likelihood values on these pairs. Raises as `core.check_pairs`."
+    check_pairs(t, s, "GaussianBase.fit", alike=True)
     x, y = _channels(s), _channels(t)
     if self.mean == "affine":
         mx, my = x.mean(1), y.mean(1)

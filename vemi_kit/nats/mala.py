@@ -6,14 +6,14 @@
 __all__ = ['Reference', 'MALA', 'adapt_step', 'mala', 'autocorrelation', 'effective_sample_size', 'r_hat', 'plot_diagnostics',
            'ReplayBuffer']
 
-# %% ../../nbs/42_nats.mala.ipynb #d9e69e45
+# %% ../../nbs/42_nats.mala.ipynb #52a2f024
 import math
 import torch
 from collections.abc import Callable
 from dataclasses import dataclass
 from fastcore.all import patch
 from torch import nn
-from ..core import frozen
+from ..core import check_finite, check_number, frozen
 from ..chains import ChainStats
 
 # %% ../../nbs/42_nats.mala.ipynb #1b128844
@@ -86,13 +86,16 @@ def state(self:MALA):
     "Where the chains are, (b, ...)."
     return self._picture(self.z)
 
-# %% ../../nbs/42_nats.mala.ipynb #f60ddda4
+# %% ../../nbs/42_nats.mala.ipynb #383a738a
 @patch
 def _evaluate(self:MALA, z):
     "Energies and their gradients."
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         e = self.energy(self._picture(z), self.s).float()
+        if e.shape != (len(z),):
+            want = f"({len(z)},), a number a chain"
+            raise ValueError(f"MALA: the energy should give shape {want}; got {tuple(e.shape)}")
         grad, = torch.autograd.grad(e.sum(), z)
     n, advice = int(torch.isnan(e).sum()), "lower step_size, or the learning rate of the energy"
     if n: raise FloatingPointError(f"MALA: {n} of {len(e)} energies are not a number; {advice}")
@@ -163,7 +166,7 @@ def _run(chain, step_size, n, start, keep_frames):
         if keep_frames: frames.append(chain.state)
     return torch.stack(energies), torch.stack(moves), torch.stack(acceptance), frames
 
-# %% ../../nbs/42_nats.mala.ipynb #2d27bf90
+# %% ../../nbs/42_nats.mala.ipynb #bb56ad2f
 def mala(
     energy:Callable|nn.Module, # energy(t, s) -> (b,), nats
     s:torch.Tensor, # conditions (b, ...)
@@ -179,8 +182,9 @@ def mala(
     """Metropolis-adjusted Langevin chain on `t` for fixed `s`: like `langevin`, but its law tends to the
     density itself. Energies in the stats are those of the target. Raises `ValueError` for bad step counts.
     """
-    if n_steps < 1 or n_warmup < 0:
-        raise ValueError(f"mala: n_steps >= 1 and n_warmup >= 0 expected, got {n_steps} and {n_warmup}")
+    check_number(n_steps, "mala: n_steps", 1, whole=True)
+    check_number(n_warmup, "mala: n_warmup", 0, whole=True)
+    check_number(target, "mala: target", 0, 1)
     start, limit = s if start is None else start, math.inf if reference is None else 1.
     with frozen(energy), torch.nn.utils.parametrize.cached():
         chain = MALA(energy, s, start, reference, g)
@@ -190,11 +194,12 @@ def mala(
     drift = (chain.state - start).abs().flatten(1).mean(1)
     return chain.state, ChainStats(energies, moves, drift, noise_std, step_size, 0., frames, acceptance)
 
-# %% ../../nbs/42_nats.mala.ipynb #6900a86b
+# %% ../../nbs/42_nats.mala.ipynb #e5317b67
 def _moments(x):
     "Split chains (n, b) in two and return them with within- and between-chain variances."
     if x.ndim != 2 or len(x) < 8:
         raise ValueError(f"expected (n, b) with at least 8 steps n, got {tuple(x.shape)}")
+    check_finite(x, "chains")
     h = len(x)//2
     x = torch.cat([x[:h], x[h:2*h]], 1).double()
     within = x.var(0).mean()
@@ -253,7 +258,7 @@ def plot_diagnostics(
         axes[2].set(xlabel="step", ylim=(0,1), title=f"acceptance {stats.acceptance.mean():.2f}")
     return fig
 
-# %% ../../nbs/42_nats.mala.ipynb #198ba426
+# %% ../../nbs/42_nats.mala.ipynb #d8b98d45
 class ReplayBuffer:
     "States of persistent chains (n, ...) on one device."
     def __init__(self,
@@ -265,6 +270,7 @@ class ReplayBuffer:
         g:torch.Generator, # where randomness comes from
     ) -> torch.Tensor: # (b,)
         "Different slots, at random: residual chains. Raises `ValueError` if there are fewer."
+        check_number(b, "ReplayBuffer.slots: b", 1, whole=True)
         if b > len(self): raise ValueError(f"ReplayBuffer: {b} slots asked for, {len(self)} there")
         return torch.randperm(len(self), generator=g, device=g.device)[:b]
     def __getitem__(self, index): return self.states[index]

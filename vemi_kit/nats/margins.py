@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Margins']
 
-# %% ../../nbs/43_nats.margins.ipynb #067e474c
+# %% ../../nbs/43_nats.margins.ipynb #37708ffe
 import math
 import torch
 from fastcore.all import patch
 from torch import nn
+from ..core import check_finite
 
 # %% ../../nbs/43_nats.margins.ipynb #7402cad1
 class Margins(nn.Module):
@@ -40,6 +41,14 @@ def _like(rows, x):
     "Rows back in the shape of `x`."
     return rows.view(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0,1)
 
+# %% ../../nbs/43_nats.margins.ipynb #01b1a205
+@patch
+def _check(self:Margins, x, finite=False):
+    "Raise `ValueError` for other channels, `FloatingPointError` for values that are not finite if asked."
+    n, got = len(self.centre), tuple(x.shape)
+    if x.ndim < 2 or x.shape[1] != n: raise ValueError(f"Margins: expected (b, {n}, ...), got {got}")
+    if finite: check_finite(x, "Margins.fit: x")
+
 # %% ../../nbs/43_nats.margins.ipynb #145d85f8
 def _cubic(cell, a):
     "`y` and `dy/da` at share `a` of a cell (y0, y1, m0, m1), straight beyond it."
@@ -56,12 +65,13 @@ def _cell(self:Margins, k):
     y0, y1 = self.y.gather(1, k), self.y.gather(1, k+1)
     return y0, y1, self._h*self.slope.gather(1, k), self._h*self.slope.gather(1, k+1)
 
-# %% ../../nbs/43_nats.margins.ipynb #edb7ca00
+# %% ../../nbs/43_nats.margins.ipynb #fc3b7f53
 @patch
 def inverse(self:Margins,
     z:torch.Tensor, # standard normal values (b, c, ...)
 ) -> torch.Tensor: # x, like z
-    "The values whose map is `z`."
+    "The values whose map is `z`. Raises `ValueError` for other channels."
+    self._check(z)
     r = _rows(z)
     k = ((r-self.knots[0])/self._h).floor().long().clamp(0, len(self.knots)-2)
     y = _cubic(self._cell(k), (r-self.knots[k])/self._h)[0]
@@ -95,12 +105,13 @@ def _map(self:Margins, r):
     log_det = -torch.log(_cubic(cell, a)[1]/h) - .5*torch.log1p(r**2) - self.scale.log()[:,None]
     return self.knots[k] + a*h, log_det
 
-# %% ../../nbs/43_nats.margins.ipynb #8d685077
+# %% ../../nbs/43_nats.margins.ipynb #b995ef64
 @patch
 def forward(self:Margins,
     x:torch.Tensor, # values (b, c, ...)
 ) -> tuple[torch.Tensor, torch.Tensor]: # z, like x; log |dz/dx| (b,), float64
-    "The map to standard normal values, and how it changes a density."
+    "The map to standard normal values, and how it changes a density. Raises `ValueError` for other channels."
+    self._check(x)
     z, log_det = self._map(_rows(x))
     return _like(z, x).to(x.dtype), _like(log_det, x).flatten(1).sum(1)
 
@@ -198,7 +209,7 @@ def _halve(self:Margins, tables, halves, on, step, gain):
         new |= (tried & (self._worth(tables, halves, before, on, tried, step) > gain)).roll(step//2, 1)
     return new
 
-# %% ../../nbs/43_nats.margins.ipynb #7ee8459a
+# %% ../../nbs/43_nats.margins.ipynb #67bca862
 @patch
 @torch.no_grad()
 def fit(self:Margins,
@@ -206,9 +217,12 @@ def fit(self:Margins,
     gain:float=3., # nats that a new knot must be worth to values that did not place it; math.inf: none
 ) -> Margins: # self
     """Put the knots on quantiles of `x`: the coarse ones, and again and again the middle of a cell where
-    the halves of `x`, each judged by the curve of the other, gain by it.
+    the halves of `x`, each judged by the curve of the other, gain by it. Raises `ValueError` for other
+    channels or less than two values, `FloatingPointError` for NaN or infinity.
     """
+    self._check(x, finite=True)
     r = _rows(x)
+    if r.shape[1] < 2: raise ValueError(f"Margins.fit: x: at least 2 values expected, got {tuple(x.shape)}")
     r = r[:, ::max(1, r.shape[1]//200_000)]
     self._centre_on(r)
     on = torch.zeros_like(self.y, dtype=torch.bool)

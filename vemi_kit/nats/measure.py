@@ -6,13 +6,13 @@
 __all__ = ['MOST_NUMBERS', 'vemi_bound', 'find_class', 'load_saved', 'network_pairs', 'folder_pairs', 'measure_pairs',
            'report_bound', 'bound_task', 'bound_pairs', 'bound_nets', 'bound_table']
 
-# %% ../../nbs/50_nats.measure.ipynb #8b45e9b5
+# %% ../../nbs/50_nats.measure.ipynb #caa97a1b
 import importlib, json
 import torch
 from pathlib import Path
 from torch import nn
 from typing import Literal
-from ..core import default_device, frozen, generator
+from ..core import check_number, check_pairs, default_device, frozen, generator
 from ..commands import command, command_line
 from ..files import load_nets, net_names, read_config, write_text
 from ..data.folders import ImageFolder, PairedFolder
@@ -31,21 +31,27 @@ def find_class(
         example = "vemi_kit.zoo.dcgan:SNGenerator"
         raise ValueError(f"arch: expected module:Class, e.g. {example}, got {arch!r} ({e})") from e
 
-# %% ../../nbs/50_nats.measure.ipynb #4e61db0e
+# %% ../../nbs/50_nats.measure.ipynb #34a8d3b3
 def load_saved(
     path:str|Path, # file written by `files.save_nets`
     arch:str="vemi_kit.zoo.dcgan:SNGenerator", # module:Class of the network
     name:str|None=None, # of the network in the file; None: the first
 ) -> nn.Module: # in evaluation mode
-    "A saved network; raises `FileNotFoundError`, or `ValueError` for an unknown class or name."
+    """A saved network; raises `FileNotFoundError`, or `ValueError` for another kind of file, an unknown class
+    or name, or a class that takes other arguments.
+    """
     names = net_names(path)
-    name = name or (names[0] if names else None)
+    if not names: raise ValueError(f"{path}: expected a file written by save_nets, it names no network")
+    name = name or names[0]
     if name not in names: raise ValueError(f"{path} holds the networks {names}, not {name!r}")
-    net = find_class(arch)(**read_config(path, name))
+    config = read_config(path, name)
+    try: net = find_class(arch)(**config)
+    except TypeError as e: raise ValueError(f"arch: {arch} does not fit {path}, with {config} ({e})") from e
+    if not isinstance(net, nn.Module): raise ValueError(f"arch: {arch} is no network")
     load_nets(path, **{name: net})
     return net.eval()
 
-# %% ../../nbs/50_nats.measure.ipynb #fcd174aa
+# %% ../../nbs/50_nats.measure.ipynb #99296a6f
 @torch.no_grad()
 def network_pairs(
     teacher:nn.Module, # network
@@ -53,14 +59,15 @@ def network_pairs(
     inputs:torch.Tensor, # latents (n, z_dim) or pictures (n, c, h, w)
     batch_size:int=256, # inputs at a time
 ) -> tuple[torch.Tensor, torch.Tensor]: # t, s on the CPU
-    "Outputs of both networks for the same inputs. Raises `ValueError` if they are not pictures."
+    "Outputs of both networks for the same inputs. Raises `ValueError` if they are not as many pictures."
+    check_number(batch_size, "network_pairs: batch_size", 1, whole=True)
     device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     with frozen(teacher, student):
         out = [(teacher(x), student(x)) for x in inputs.to(device).split(batch_size)]
     t, s = (torch.cat(x).float().cpu() for x in zip(*out))
-    if t.ndim == s.ndim == 4: return t, s
+    if t.ndim == s.ndim == 4 and len(t) == len(s): return t, s
     got = f"{tuple(t.shape)} and {tuple(s.shape)}"
-    raise ValueError(f"network_pairs: pictures (b, c, h, w) expected, got {got}")
+    raise ValueError(f"network_pairs: as many pictures (b, c, h, w) of both expected, got {got}")
 
 # %% ../../nbs/50_nats.measure.ipynb #dca32ef8
 def folder_pairs(
@@ -75,7 +82,7 @@ def folder_pairs(
     t, s = zip(*[d[i] for i in range(len(d))])
     return torch.stack(t), torch.stack(s)
 
-# %% ../../nbs/50_nats.measure.ipynb #1c6bae20
+# %% ../../nbs/50_nats.measure.ipynb #fa2d5633
 MOST_NUMBERS = 4096
 
 def measure_pairs(
@@ -88,15 +95,15 @@ def measure_pairs(
     **kw, # h_t and log_p of `certify_pairs`, arguments of `fit_tilted`
 ) -> tuple[list, object]: # a `Sandwich` for each of `levels`, the model
     """`certify_pairs` within what a command can do: `ValueError` for too many numbers, too few pairs, or
-    levels below 1.
+    levels below 1; else as `core.check_pairs`.
     """
+    check_pairs(t, s, "measure_pairs")
     shape, d = tuple(t.shape[1:]), t[0].numel()
     if d > MOST_NUMBERS:
         most = f"at most {MOST_NUMBERS:,} expected; pass --size to scale the pictures down"
         raise ValueError(f"measure_pairs: {shape} are {d:,} numbers, {most}")
     if len(t) < 200:
         raise ValueError(f"measure_pairs: at least 200 pairs expected (half of them to fit), got {len(t)}")
-    if min(levels) < 1: raise ValueError(f"measure_pairs: levels >= 1 expected, got {levels}")
     return certify_pairs(t, s, noise_floor, levels, seed, device=device, **kw)
 
 # %% ../../nbs/50_nats.measure.ipynb #40d80db7
@@ -139,7 +146,13 @@ def _measure(t, s, floor, name, truth=None, *, levels, steps, seed, device, out,
     print(report_bound(out, name, curve_levels, curve, truth, settings))
     print(f"Report: {Path(out)/'bound.json'}, {Path(out)/'bound.png'}")
 
-# %% ../../nbs/50_nats.measure.ipynb #5fcfb80e
+# %% ../../nbs/50_nats.measure.ipynb #2a775442
+def _check_options(**options):
+    "Raise `ValueError` that names the option unless all are whole numbers of at least 1; None is left alone."
+    for k,v in options.items():
+        if v is not None: check_number(v, f"--{k}", 1, whole=True)
+
+# %% ../../nbs/50_nats.measure.ipynb #9c8c5a37
 def bound_task(
     name:Literal[tuple(TASKS)], # which task
     n:int=10_000, # pairs, half of them held out
@@ -150,21 +163,22 @@ def bound_task(
     device:str|None=None, # cpu, cuda, mps; the best there is by default
 ):
     "A task with a known answer."
+    _check_options(n=n, levels=levels, steps=steps)
     device, task = default_device(device), TASKS[name]
     t, s = task.sample(n, generator(1000+seed))
     known = dict(h_t=task.h_t, log_p=task.log_p, torus=task.torus)
     _measure(t, s, 0., name, task.mi, levels=levels, steps=steps, seed=seed, device=device, out=out, **known)
 
-# %% ../../nbs/50_nats.measure.ipynb #b6ba0f97
+# %% ../../nbs/50_nats.measure.ipynb #9fcab4ca
 def _check_floor(noise_floor):
-    "Raise `ValueError` unless the noise floor is positive."
-    if noise_floor > 0: return
+    "Raise `ValueError` unless the noise floor is finite and positive."
+    if 0 < noise_floor < float("inf"): return
     why = "without noise the information of two networks is infinite"
     raise ValueError(f"--noise-floor > 0 expected ({why}), got {noise_floor}")
 
 def _both(a, b): return f"{Path(a).name} | {Path(b).name}"
 
-# %% ../../nbs/50_nats.measure.ipynb #4661c518
+# %% ../../nbs/50_nats.measure.ipynb #fff108f1
 def bound_pairs(
     teacher:str, # folder of the teacher's pictures
     student:str, # folder of the student's, under equal names
@@ -179,6 +193,7 @@ def bound_pairs(
 ):
     "Two folders of pictures under equal names."
     _check_floor(noise_floor)
+    _check_options(size=size, levels=levels, steps=steps)
     device, (t, s) = default_device(device), folder_pairs(teacher, student, size, channels)
     name = _both(teacher, student)
     _measure(t, s, noise_floor, name, levels=levels, steps=steps, seed=seed, device=device, out=out)
@@ -192,7 +207,7 @@ def _inputs(teacher, data, size, channels, n, seed):
     if hasattr(teacher, "z_dim"): return torch.randn(n, teacher.z_dim, generator=generator(1000+seed))
     raise ValueError(f"{type(teacher).__name__} takes pictures: give --data, a folder of them")
 
-# %% ../../nbs/50_nats.measure.ipynb #b224e0b4
+# %% ../../nbs/50_nats.measure.ipynb #fb1c2b69
 def bound_nets(
     teacher:str, # weights file of the teacher
     student:str, # weights file of the student
@@ -211,13 +226,14 @@ def bound_nets(
 ):
     "Two saved networks on the same inputs."
     _check_floor(noise_floor)
+    _check_options(size=size, n=n, levels=levels, steps=steps)
     device, files = default_device(device), ((teacher, arch), (student, arch_student or arch))
     nets = [load_saved(*f).to(device) for f in files]
     t, s = network_pairs(*nets, _inputs(nets[0], data, size, channels, n, seed))
     name = _both(teacher, student)
     _measure(t, s, noise_floor, name, levels=levels, steps=steps, seed=seed, device=device, out=out)
 
-# %% ../../nbs/50_nats.measure.ipynb #9eaa240d
+# %% ../../nbs/50_nats.measure.ipynb #f437101c
 def bound_table(
     seeds:int=3, # runs a task: seeds 0, 1, ...
     tasks:list[str]|None=None, # names; all by default
@@ -225,6 +241,7 @@ def bound_table(
     out:str="vemi_bound_table", # folder of mi_table.jsonl and mi_table.md
 ):
     "All methods on all tasks; continues where it stopped."
+    _check_options(seeds=seeds)
     out = Path(out)
     try: text = format_mi_table(mi_table(out/"mi_table.jsonl", tasks, seeds))
     except KeyboardInterrupt as e: raise KeyboardInterrupt("Finished runs of the table are kept.") from e

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CRITICS', 'METHODS', 'Critic', 'critic_bound', 'cca_bound', 'mi_run', 'mi_table', 'format_mi_table', 'table_summary']
 
-# %% ../../nbs/48_nats.peers.ipynb #c73f30d4
+# %% ../../nbs/48_nats.peers.ipynb #91e4fc4b
 import copy, math, time
 import torch, torch.nn.functional as F
 from fastcore.all import patch
 from pathlib import Path
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import check_finite, generator, seeded
+from ..core import check_finite, check_number, check_pairs, generator, seeded
 from ..files import Ledger
 from .gaussian import GaussianBase
 from .tasks import TASKS, Task
@@ -57,7 +57,16 @@ def _critic_loss(objective, x):
     if objective != "SMILE": return -CRITICS[objective](x)
     return F.softplus(-x.diagonal()).mean() + F.softplus(_off(x)).mean()
 
-# %% ../../nbs/48_nats.peers.ipynb #b85166cf
+# %% ../../nbs/48_nats.peers.ipynb #04979743
+def _check_sides(t, s, t_test, s_test, name, least, least_test):
+    "Raise unless both are pairs, of the same two sides."
+    check_pairs(t, s, name, least)
+    check_pairs(t_test, s_test, f"{name}: held out", least_test)
+    for a,b,k in ((t,t_test,"t"), (s,s_test,"s")):
+        got = f"{tuple(a.shape[1:])} and {tuple(b.shape[1:])}"
+        if a.shape[1:] != b.shape[1:]: raise ValueError(f"{name}: {k} and {k}_test should be alike; {got}")
+
+# %% ../../nbs/48_nats.peers.ipynb #2295cb84
 def critic_bound(
     objective:str, # one of `CRITICS`
     t:torch.Tensor, # training pairs; a tenth validates
@@ -68,11 +77,14 @@ def critic_bound(
     n_steps:int=800, # Adam steps, at least 100
     batch_size:int=256, # pairs a step, each against all others of the batch
     lr:float=1e-3, # of Adam
-) -> float: # nats, on held-out pairs, in batches of 1,000
+) -> float: # nats, on held-out pairs, in batches of 1,000 (up to 1,999 if it does not divide)
     "Train a separable critic and evaluate it. Raises `ValueError` for another objective or too few steps."
     if objective not in CRITICS:
         raise ValueError(f"critic_bound: expected one of {list(CRITICS)}, got {objective!r}")
-    if n_steps < 100: raise ValueError(f"critic_bound: n_steps >= 100 expected, got {n_steps}")
+    for k,v,low in (("n_steps",n_steps,100), ("batch_size",batch_size,2)):
+        check_number(v, f"critic_bound: {k}", low, whole=True)
+    check_number(lr, "critic_bound: lr", 0)
+    _check_sides(t, s, t_test, s_test, "critic_bound", 32, 2)
     g, value, best = generator(seed), CRITICS[objective], (-math.inf, None)
     with seeded(seed): net = Critic(t[0].numel(), s[0].numel())
     opt, n_val = torch.optim.Adam(net.parameters(), lr), max(16, len(t)//10)
@@ -89,29 +101,33 @@ def critic_bound(
         if v > best[0]: best = v, copy.deepcopy(net.state_dict())
     if best[1] is None: raise ValueError(f"critic_bound: {objective} has no finite value on validation pairs")
     net.load_state_dict(best[1])
-    batches = list(zip(t_test.split(1000), s_test.split(1000)))
-    with torch.no_grad(): return sum(value(net(a, b)).item() for a,b in batches)/len(batches)
+    batches = list(zip(*[x.tensor_split(max(1, len(x)//1000)) for x in (t_test, s_test)]))
+    with torch.no_grad(): values = torch.stack([value(net(a, b)) for a,b in batches])
+    check_finite(values, f"critic_bound: {objective} on held-out pairs")
+    return sum(v.item() for v in values)/len(batches)
 
-# %% ../../nbs/48_nats.peers.ipynb #155c2c49
+# %% ../../nbs/48_nats.peers.ipynb #b9cd8cb5
 def _white(v):
     "A map that makes rows `v` white."
-    if v.shape[1] == 1: return v.var().rsqrt().view(1,1)
+    if v.shape[1] == 1: return v.var().clamp(min=1e-12).rsqrt().view(1,1)
     return torch.linalg.cholesky(torch.linalg.inv(v.T.cov() + 1e-9*torch.eye(v.shape[1], dtype=v.dtype)))
 
-# %% ../../nbs/48_nats.peers.ipynb #e2c535ea
+# %% ../../nbs/48_nats.peers.ipynb #6076d2a5
 def cca_bound(
     t:torch.Tensor, # training pairs: directions
     s:torch.Tensor, # the other side
     t_test:torch.Tensor, # held-out pairs: correlations
     s_test:torch.Tensor, # the other side
 ) -> float: # nats; the truth if all is Gaussian, else an estimate
-    "`-½ Σ log(1-ρ²)` over canonical correlations."
+    "`-½ Σ log(1-ρ²)` over canonical correlations; a constant has none. Raises as `core.check_pairs`."
+    _check_sides(t, s, t_test, s_test, "cca_bound", 2, 2)
     x, y, x_test, y_test = (v.flatten(1).double() for v in (t, s, t_test, s_test))
     mx, my = x.mean(0), y.mean(0)
     wx, wy = _white(x), _white(y)
     U, _, Vh = torch.linalg.svd(((x-mx)@wx).T@((y-my)@wy)/len(x), full_matrices=False)
     a, b = (x_test-mx)@wx@U, (y_test-my)@wy@Vh.T
-    rho = ((a*b).mean(0)/(a.square().mean(0)*b.square().mean(0)).sqrt()).clamp(-.999999, .999999)
+    spread = (a.square().mean(0)*b.square().mean(0)).sqrt()
+    rho = torch.where(spread > 0, (a*b).mean(0)/spread, 0.).clamp(-.999999, .999999)
     return -.5*torch.log1p(-rho.clamp(min=0)**2).sum().item()
 
 # %% ../../nbs/48_nats.peers.ipynb #a37f2c39
@@ -137,7 +153,7 @@ def _peers(task, seed, train, test):
         seconds[k] = time.perf_counter()-start
     return values, seconds
 
-# %% ../../nbs/48_nats.peers.ipynb #0a2ea943
+# %% ../../nbs/48_nats.peers.ipynb #fa588ec3
 def mi_run(
     task:Task, # where pairs come from
     seed:int, # of everything
@@ -145,7 +161,9 @@ def mi_run(
     n_test:int|None=None, # held-out pairs; None: 20,000 vectors, 256 fields (of the 4000 that the peers see)
     n_levels:int=100, # of the tilted model
 ) -> dict: # plain numbers: truth, a value for each of `METHODS`, standard errors, seconds
-    "All methods on one draw of a task."
+    "All methods on one draw of a task. Raises `ValueError` for too few pairs."
+    check_number(n, "mi_run: n", 100, whole=True)
+    if n_test is not None: check_number(n_test, "mi_run: n_test", 2, whole=True)
     start, field = time.perf_counter(), task.sample(1, generator(0))[0].ndim == 4
     n_test = n_test or (256 if field else 20_000)
     draws = task_draws(task, n, max(4000, n_test), 1000+seed)
@@ -161,7 +179,7 @@ def mi_run(
         seconds=seconds | peer_seconds, acceptance=list(b.acceptance),
     )
 
-# %% ../../nbs/48_nats.peers.ipynb #83c34a14
+# %% ../../nbs/48_nats.peers.ipynb #5478570d
 def mi_table(
     path:str|Path, # JSON lines, one a run; runs that are there are not repeated
     tasks:list|None=None, # names; None: all of `TASKS`
@@ -170,6 +188,7 @@ def mi_table(
 ) -> list: # all records of the file
     "Run what is missing and return everything. Raises `ValueError` for unknown tasks."
     unknown = sorted(set(tasks or ()) - TASKS.keys())
+    check_number(seeds, "mi_table: seeds", 1, whole=True)
     if unknown: raise ValueError(f"mi_table: no task {unknown}; there are {list(TASKS)}")
     with Ledger(path) as ledger:
         done = {(r["task"], r["seed"]) for r in ledger.rows}

@@ -6,13 +6,13 @@
 __all__ = ['MAPS', 'TASKS', 'Task', 'gaussian_pairs', 'dense_gaussian', 'mapped', 'swiss_roll', 'uniform_noise', 'student_t',
            'bimodal_noise', 'field_task', 'plane_field', 'warped_field']
 
-# %% ../../nbs/40_nats.tasks.ipynb #d8b6a467
+# %% ../../nbs/40_nats.tasks.ipynb #1365c016
 import math
 import numpy as np, torch
 from collections.abc import Callable
 from fastcore.all import store_attr
 from torch.distributions import MultivariateNormal
-from ..core import generator
+from ..core import check_number, generator
 from ..data.fields import GaussianFieldPairs
 
 # %% ../../nbs/40_nats.tasks.ipynb #1036a958
@@ -45,20 +45,22 @@ def _gaussian(cov, d_t, shape=None):
     p_t = MultivariateNormal(torch.zeros(d_t, dtype=torch.float64), cov[:d_t,:d_t])
     return sample, mi, p_t.entropy().item(), lambda t: p_t.log_prob(t.double().flatten(1))
 
-# %% ../../nbs/40_nats.tasks.ipynb #53199bf9
+# %% ../../nbs/40_nats.tasks.ipynb #a9364e52
 def gaussian_pairs(
     d:int=1, # dimensions of t and of s
     rho:float=.75, # correlation of each correlated pair
     n_pairs:int|None=None, # correlated coordinate pairs; None: all
 ) -> Task:
     "Standard normals, `n_pairs` coordinates of t and s correlated by `rho`: `I = -½ n_pairs log(1-rho²)`."
-    n_pairs = d if n_pairs is None else n_pairs
+    check_number(d, "gaussian_pairs: d", 1, whole=True)
+    check_number(rho, "gaussian_pairs: rho", -1+1e-9, 1-1e-9)
+    n_pairs = check_number(d if n_pairs is None else n_pairs, "gaussian_pairs: n_pairs", 0, d, whole=True)
     cov = torch.eye(2*d)
     for i in range(n_pairs): cov[i,d+i] = cov[d+i,i] = rho
     some = f" ({n_pairs} pairs)" if n_pairs < d else ""
     return Task(f"gaussian {d}x{d} rho {rho}{some}", *_gaussian(cov, d))
 
-# %% ../../nbs/40_nats.tasks.ipynb #2de80725
+# %% ../../nbs/40_nats.tasks.ipynb #d309c9ae
 def dense_gaussian(
     d:int=2, # dimensions of t and of s
 ) -> Task:
@@ -67,6 +69,7 @@ def dense_gaussian(
     >>> dense_gaussian(5)
     Task(dense 5x5: I = 0.5928 nats)
     """
+    check_number(d, "dense_gaussian: d", 1, whole=True)
     return Task(f"dense {d}x{d}", *_gaussian(.5*torch.eye(2*d) + .5, d))
 
 # %% ../../nbs/40_nats.tasks.ipynb #80b6a72d
@@ -91,13 +94,14 @@ MAPS = dict(  # name: (map, its inverse, log of its slope at x, mean of that log
     asinh=(torch.asinh, torch.sinh, _asinh_log, _normal_mean(_asinh_log)),
 )
 
-# %% ../../nbs/40_nats.tasks.ipynb #bcd23d2c
+# %% ../../nbs/40_nats.tasks.ipynb #7b10c1aa
 def mapped(
     task:Task, # vectors with standard normal margins
     name:str, # "cdf", "half_cube" or "asinh"
     s_too:bool=True, # map s as well
 ) -> Task:
     "The task seen through a bijection of each coordinate: same information, other margins."
+    if name not in MAPS: raise ValueError(f"mapped: name: expected one of {list(MAPS)}, got {name!r}")
     f, inverse, log_slope, shift = MAPS[name]
     def sample(b, g):
         t, s = task.sample(b, g)
@@ -120,11 +124,12 @@ def swiss_roll(
         return t, torch.cat([a*a.cos(), a*a.sin()], 1)/21
     return Task("swiss roll 1x2", sample, one.mi, one.h_t, lambda t: torch.zeros(len(t), dtype=torch.float64))
 
-# %% ../../nbs/40_nats.tasks.ipynb #5c7e4902
+# %% ../../nbs/40_nats.tasks.ipynb #2ba1f250
 def uniform_noise(
     eps:float=.1, # half-width of the noise
 ) -> Task:
     "`T = S + U(-eps, eps)`, S uniform on [0,1]: `I = eps - log(2 eps)` for eps <= ½, else `1/(4 eps)`."
+    check_number(eps, "uniform_noise: eps", 1e-9)
     mi = eps - math.log(2*eps) if eps <= .5 else 1/(4*eps)
     def sample(b, g):
         s = torch.rand(b,1,generator=g)
@@ -145,12 +150,14 @@ def _student_sampler(d, df):
         return x[:,:d], x[:,d:]
     return sample
 
-# %% ../../nbs/40_nats.tasks.ipynb #e0904e1a
+# %% ../../nbs/40_nats.tasks.ipynb #a92b10eb
 def student_t(
     d:int=1, # dimensions of t and of s
     df:float=1., # degrees of freedom
 ) -> Task:
     "Jointly Student-t with identity dispersion: uncorrelated, yet dependent through the common scale."
+    check_number(d, "student_t: d", 1, whole=True)
+    check_number(df, "student_t: df", 1e-9)
     lg, k = math.lgamma, (df+d)/2
     f = lambda x: lg(x/2) - x/2*_digamma(x/2)
     norm = d/2*math.log(df*math.pi) + lg(df/2) - lg(k)
@@ -168,12 +175,14 @@ def _two_humps_entropy(at, var):
     p = _two_humps(x, at, var)
     return -torch.trapezoid(torch.special.xlogy(p, p), x).item()
 
-# %% ../../nbs/40_nats.tasks.ipynb #532d6f8e
+# %% ../../nbs/40_nats.tasks.ipynb #d4c7555f
 def bimodal_noise(
     at:float=1., # modes of the noise lie at ±at
     std:float=.3, # standard deviation of each mode
 ) -> Task:
     "`T = S + N`, S standard normal, N an equal mixture of N(±at, std²); entropies by numerical integration."
+    check_number(at, "bimodal_noise: at")
+    check_number(std, "bimodal_noise: std", 1e-9)
     def sample(b, g):
         s = torch.randn(b,1,generator=g)
         sign = 2.*torch.randint(2,(b,1),generator=g) - 1

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TiltedModel', 'TiltTrainer', 'fit_tilt', 'fit_tilted']
 
-# %% ../../nbs/46_nats.tilted.ipynb #e8a69c7f
+# %% ../../nbs/46_nats.tilted.ipynb #0f00e993
 import copy, math
 import torch
 from fastcore.all import patch, store_attr
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-from ..core import DivergenceError, check_finite, frozen, generator, seeded
+from ..core import DivergenceError, check_number, check_pairs, frozen, seeded, stream
 from ..processes import sync_grads
 from .gaussian import LOG_2PI
 from .energies import TiltNet
@@ -75,7 +75,7 @@ def sample(self:TiltedModel,
         chain.step(step_size)
     return self.base.unwhiten(chain.state, s)
 
-# %% ../../nbs/46_nats.tilted.ipynb #232453c2
+# %% ../../nbs/46_nats.tilted.ipynb #221b5787
 class TiltTrainer:
     """Contrastive steps on a tilt, `E[f(u)] - E[f(u_hat)]` with u_hat from persistent MALA chains; `gap`,
     `acceptance`, `step_size` and `shortened` tell of the last one.
@@ -93,6 +93,9 @@ class TiltTrainer:
         jump:bool=False, # a jump before them
         trust:float=.5, # largest change of f, nats a step
     ):
+        check_number(lr, "TiltTrainer: lr", 0)
+        check_number(chain_steps, "TiltTrainer: chain_steps", 1, whole=True)
+        check_number(trust, "TiltTrainer: trust", 0)
         store_attr("tilt,g,chain_steps,jump,trust")
         self.buffer, self.step_size, self.acceptance, self.gap = ReplayBuffer(chains), 1., 1., 0.
         self.shortened = self.frozen_for = self.n_steps = 0
@@ -208,7 +211,7 @@ class _Best:
         self.average.module.load_state_dict(self.state)
         return self.average.module.requires_grad_(False).eval()
 
-# %% ../../nbs/46_nats.tilted.ipynb #2614333f
+# %% ../../nbs/46_nats.tilted.ipynb #0cdae1d3
 def fit_tilt(
     tilt:TiltNet, # fresh
     u:torch.Tensor, # residuals of the training pairs (n, ...)
@@ -227,6 +230,8 @@ def fit_tilt(
     """Contrastive training of a tilt with persistent per-sample MALA chains. The log has a dict a check:
     step, gap, acceptance, step_size, shortened, gain. Raises `DivergenceError` with the reason.
     """
+    for k,v,low in (("n_steps",n_steps,0), ("batch_size",batch_size,1), ("n_checks",n_checks,1)):
+        check_number(v, f"fit_tilt: {k}", low, whole=True)
     tilt.fit_quadratic(u)
     trainer = TiltTrainer(tilt, Reference.of(tilt).sample(u.shape, g), g, lr, chain_steps, True, trust)
     best = _Best(tilt, c, (u_val, c_val), g)
@@ -238,7 +243,7 @@ def fit_tilt(
         if i % max(1, n_steps//n_checks) == 0: best.check(i, trainer)
     return best.take(), best.log
 
-# %% ../../nbs/46_nats.tilted.ipynb #a65d5b78
+# %% ../../nbs/46_nats.tilted.ipynb #a75b337f
 def fit_tilted(
     t:torch.Tensor, # training pairs; a tenth of them validates
     s:torch.Tensor, # their conditions
@@ -249,12 +254,13 @@ def fit_tilted(
     **kw, # further arguments of `fit_tilt`
 ) -> TiltedModel: # `log` holds what training did
     """Base, then tilt; on the device of `t`. Raises `ValueError` for too few pairs, `DivergenceError` with
-    the reason.
+    the reason; else as `core.check_pairs`.
     """
-    if len(t) != len(s): raise ValueError(f"fit_tilted: t and s must be pairs, got {len(t)} and {len(s)}")
-    if len(t) < 80: raise ValueError(f"fit_tilted: at least 80 pairs expected, got {len(t)}")
-    for x,name in ((t,"t"),(s,"s")): check_finite(x, f"fit_tilted: {name}")
-    g, n_val, padding = generator(seed, t.device), max(16, len(t)//10), "circular" if torus else "zeros"
+    check_pairs(t, s, "fit_tilted", least=80)
+    check_number(seed, "fit_tilted: seed", whole=True)
+    if width is not None: check_number(width, "fit_tilted: width", 1, whole=True)
+    t, s, n_val = t.float(), s.float(), max(16, len(t)//10)
+    g, padding = stream(seed, "fit_tilted", t.device), "circular" if torus else "zeros"
     base = fit_base(t[n_val:], s[n_val:], t[:n_val], s[:n_val], g, padding) if base is None else base
     model = TiltedModel(base)
     u, c, _ = model.prepare(t, s)

@@ -9,8 +9,7 @@ __all__ = ['TiltedVEM']
 import math
 import torch
 from fastcore.all import patch
-from ..core import frozen, generator, seeded
-from ..processes import process_index
+from ..core import frozen, seeded, stream
 from ..vem import EnergyTerm, VEMStep, check_pair, detached_pair
 from .energies import Experts
 from .bases import LocalBase
@@ -57,7 +56,7 @@ def like(cls:TiltedVEM,
 @patch
 def _begin(self:TiltedVEM, t, s):
     "What depends on the first pictures: generator, base, chains."
-    self._g = generator(self.seed + process_index(), s.device)
+    self._g = self.chain_stream(s.device)
     if self.n_updates == 0: self.energy.base.start(t + self._noise(t), s)
     self._train_from(torch.randn(int(self.n_chains), *t.shape[1:], generator=self._g, device=t.device))
 
@@ -162,7 +161,7 @@ def certify(self:TiltedVEM,
     seed:int=0, # of noise and chains
 ) -> Sandwich: # for E[log q(t~|s)], nats: minus it, upper bounds on H(T~|S) in expectation
     "Certified value of the term as it is now; a quarter of the pairs spaces the levels, the others are evaluated."
-    noise = torch.randn(t.shape, generator=generator(seed, t.device), device=t.device)
+    noise = torch.randn(t.shape, generator=stream(seed, "noise floor", t.device), device=t.device)
     t, s, n = t.detach() + self.noise_floor*noise, s.detach(), max(1, len(t)//4)
     with frozen(self.energy): return ais_bounds(self.energy, t[n:], s[n:], n_levels, s[:n], n_paths=2, seed=seed)
 
