@@ -12,6 +12,7 @@ from .processes import *
 from .show import *
 from .commands import *
 from .runs import *
+from .checkpoints import *
 from .data.pictures import *
 from .data.fields import *
 from .data.folders import *
@@ -62,6 +63,7 @@ from .methods.relations import *
 from .methods.cat import *
 from .methods.omgd import *
 from .methods.cagc import *
+from .preflight import *
 from .callbacks import *
 from .distill import *
 from .cache import *

@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['StudentKnobs', 'Distiller', 'distill']
 
-# %% ../nbs/66_distill.ipynb #63735a52
-import copy, warnings
+# %% ../nbs/66_distill.ipynb #71ff5f43
 import torch
+from contextlib import nullcontext
 from fastcore.all import patch
 from pathlib import Path
 from torch import nn
-from .core import check_finite, check_images, frozen, set_seed
+from .core import check_finite, check_number, frozen
 from .processes import sync_buffers, sync_grads
-from .runs import calm_interrupt, make_accelerator
+from .runs import calm_interrupt, make_accelerator, one_writer, own_randomness
+from .runs import random_state, set_random_state
 from .data.batches import Stream
 from .schedules import Plan, cosine
 from .methods.reader import Reader
 from .methods.base import Objective
 from .methods.taps import Taps
-from .callbacks import Checkpoint, History, Progress, name_callbacks
+from .preflight import check_identity, check_numbers, first_look, identify, try_smallest
+from .checkpoints import path_before, read_checkpoint
+from .callbacks import Checkpoint, Guard, History, Progress, name_callbacks
 
 # %% ../nbs/66_distill.ipynb #3493f8ad
 class StudentKnobs:
@@ -33,7 +36,7 @@ class StudentKnobs:
     def lr(self, lr:float):
         for g in self.opt.param_groups: g["lr"] = lr*g.get("lr_scale", 1.)
 
-# %% ../nbs/66_distill.ipynb #0d687469
+# %% ../nbs/66_distill.ipynb #4541187b
 class Distiller:
     """Distil `teacher` into `student` by a sum of methods; both map a batch's inputs to pictures (b, c, h,
     w) in [-1, 1].
@@ -48,7 +51,7 @@ class Distiller:
         betas:tuple=(.5,.99), # of that Adam
         plan:Plan|dict|None=None, # schedules by knob: "student.lr", "vem.lambda_mi", "l1.weight", ...
         callbacks:list=(), # further Callbacks
-        seed:int=0, # of torch's global generator during the run (dropout and the like)
+        seed:int=0, # of the global generators while the run lasts (dropout and the like)
         device:str|torch.device|None=None, # None: the best there is
         mixed_precision:str="no", # "no", "bf16" or "fp16", of both networks; losses stay float32
         log_every:int=10, # steps between logged rows, which also measure gradient shares
@@ -57,30 +60,35 @@ class Distiller:
         value_range:tuple|None=(-1,1), # of their pictures; mapped to [-1, 1]; None takes them as they are
     ):
         if n_steps < 1: raise ValueError(f"Distiller: n_steps >= 1 expected, got {n_steps}")
-        self.accelerator = make_accelerator(device, mixed_precision)
-        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        whole = dict(n_steps=(n_steps, 1), log_every=(log_every, 1), seed=(seed, -2**63))
+        for k,(v,low) in whole.items():
+            setattr(self, k, int(check_number(v, f"Distiller: {k}", low, whole=True)))
+        self.lr = float(check_number(lr, "Distiller: lr", 0))
+        self.betas = tuple(float(check_number(b, "Distiller: betas", 0, 1)) for b in betas)
+        self.accelerator, self.accelerate_state = make_accelerator(device, mixed_precision)
+        with self.accelerate_state:
+            self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.teacher, self.student = teacher.to(self.device), student.to(self.device)
         self.objective = methods if isinstance(methods, Objective) else Objective(methods)
         self.read = Reader(inputs, output, value_range)
-        self.data = data if hasattr(data, "batch") else Stream(data, seed)
-        self.n_steps, self.lr, self.betas, self.seed, self.log_every = n_steps, lr, betas, seed, log_every
+        self.data = data if hasattr(data, "batch") else Stream(data, self.seed)
         plan = plan if isinstance(plan, Plan) else Plan(plan)
-        self.plan = Plan({"student.lr": cosine(lr, lr/50, n_steps), **plan.schedules})
+        self.plan = Plan({"student.lr": cosine(self.lr, self.lr/50, self.n_steps), **plan.schedules})
         heard = name_callbacks(list(callbacks))
         self.named = {n: c for n,c in heard.items() if self.is_main or c.everywhere}
         self.callbacks = list(self.named.values())
-        self.step, self.stop, self.stopped, self.opt = 0, False, False, None
+        self.step, self.stop, self.stopped, self.opt, self.skipped = 0, False, False, None, 0
 
     # run[History]
     def __getitem__(self, kind): return next(c for c in self.callbacks if isinstance(c, kind))
 
-# %% ../nbs/66_distill.ipynb #9207e5ab
+# %% ../nbs/66_distill.ipynb #ec194184
 @patch
-def batch(self:Distiller,
-    i:int, # number of the batch
-) -> object: # tensors on the device; anything else as the data gave it
-    "Batch `i`, this process's share of it, on the device."
-    b, n, k = self.data.batch(i), self.accelerator.num_processes, self.accelerator.process_index
+def share(self:Distiller,
+    b:object, # a batch, as the data gave it
+) -> object: # tensors on the device; anything else as it is
+    "This process's share of a batch; `ValueError` if it cannot be shared equally."
+    n, k = self.accelerator.num_processes, self.accelerator.process_index
     def put(x):
         if not torch.is_tensor(x): return x
         if len(x) % n:
@@ -90,81 +98,99 @@ def batch(self:Distiller,
     if isinstance(b, dict): return {k: put(x) for k,x in b.items()}
     return tuple(put(x) for x in b) if isinstance(b, (tuple,list)) else put(b)
 
-# %% ../nbs/66_distill.ipynb #f36a0301
+@patch
+def batch(self:Distiller,
+    i:int, # number of the batch
+) -> object: # see `share`
+    "Batch `i`, this process's share of it, on the device."
+    return self.share(self.data.batch(i))
+
+# %% ../nbs/66_distill.ipynb #cb3b1cfb
 @patch
 def pictures(self:Distiller,
     net:nn.Module, # teacher or student
     batch:object, # of `batch`
 ) -> torch.Tensor: # (b, c, h, w) in [-1, 1], float32
     "What a network answers to a batch, in the run's precision; raises as `Reader` does."
-    with self.accelerator.autocast(): y = self.read.call(net, batch)
+    with self.accelerate_state, self.accelerator.autocast(): y = self.read.call(net, batch)
     return self.read.pictures(y, f"Distiller: {type(net).__name__}")
 
-# %% ../nbs/66_distill.ipynb #e11bc10e
-@patch
-def look(self:Distiller,
-    batch:object, # the first one
-) -> tuple: # teacher's and student's pictures (b, c, h, w)
-    "Both networks' pictures of a batch; raises `ValueError` where they do not fit each other or the range."
-    with torch.no_grad():
-        t = self.pictures(self.teacher, batch)
-        # a copy: looking must not move batch-norm statistics
-        s = self.pictures(copy.deepcopy(self.student), batch)
-    try: check_images(t, "Distiller: the teacher's pictures", value_range=self.read.value_range and (-1,1))
-    except ValueError as e:
-        how = "or pass value_range=, what the networks give, or None to take pictures as they are"
-        raise ValueError(f"{e}; {how}") from None
-    if self.read.value_range == (-1,1) and t.min() >= 0 and t.max() > .5:
-        how = "if they are meant for [0, 1], pass value_range=(0,1)"
-        warnings.warn(f"Distiller: the teacher's pictures have no value below 0; {how}")
-    if s.shape != t.shape:
-        got = f"{tuple(t.shape)} and {tuple(s.shape)}"
-        raise ValueError(f"Distiller: teacher and student should give equal shapes, got {got}")
-    check_finite(s, "Distiller: the student's pictures")
-    return t, s
-
-# %% ../nbs/66_distill.ipynb #0344038a
+# %% ../nbs/66_distill.ipynb #37852791
 @patch
 def prepare(self:Distiller):
-    "Look at the first batch, build the methods and the optimiser."
-    batch = self.batch(0)
-    t, s = self.look(batch)
+    "Look at the first batch, build the methods and the optimiser, and check what can be checked before work."
+    whole = self.data.batch(0)
+    batch = self.share(whole)
+    t, s = first_look(self, batch)
     self.objective.to(self.device)
     self.objective.prepare(self.teacher, self.student, batch, t, s, self.read)
     self.taps = [Taps(net, names) for net,names in zip((self.teacher, self.student), self.objective.layers)]
     more = [g if isinstance(g, dict) else dict(params=[g]) for g in self.objective.student_parameters()]
     groups = [dict(params=list(self.student.parameters())), *more]
-    self.opt = self.accelerator.prepare_optimizer(torch.optim.Adam(groups, lr=self.lr, betas=self.betas))
-    self.identity = self.identify()
+    opt = torch.optim.Adam(groups, lr=self.lr, betas=self.betas)
+    with self.accelerate_state: self.opt = self.accelerator.prepare_optimizer(opt)
     self.owners = {n: m.knobs for n,m in self.objective.methods.items()}
     self.owners["student"] = StudentKnobs(self.opt)
+    check_numbers(self)
+    try_smallest(self, batch)
+    self.identity = identify(self, whole)
     self.plan.apply(0, **self.owners)                                # a misspelt knob fails here
 
-# %% ../nbs/66_distill.ipynb #2e541019
+# %% ../nbs/66_distill.ipynb #38f8357c
 @patch
-def one_step(self:Distiller) -> dict: # figures; on logged steps also "knobs"
-    "One student step."
+def one_step(self:Distiller,
+    batch:object=None, # of `batch`; None: that of the present step
+) -> dict: # figures; on logged steps also "knobs"
+    "One student step. Raises `FloatingPointError` before anything moves if the gradient is not finite."
     knobs, logged = self.plan.apply(self.step, **self.owners), self.step % self.log_every == 0
-    batch = self.batch(self.step)
+    batch = self.batch(self.step) if batch is None else batch
     with self.taps[0], torch.no_grad(): t = self.pictures(self.teacher, batch)
     with self.taps[1]: s = self.pictures(self.student, batch)
     features = dict(teacher=self.taps[0].seen, student=self.taps[1].seen)
     loss, figures = self.objective.loss(batch, t, s, features, shares=logged)
+    check_finite(loss.detach(), f"Distiller: the loss of step {self.step+1}", "Lower a weight or lr.")
     self.opt.zero_grad()
     self.accelerator.backward(loss)
-    self.stopped = sync_grads((p for g in self.opt.param_groups for p in g["params"]), self.stop)
+    trained = [p for g in self.opt.param_groups for p in g["params"]]
+    self.stopped = sync_grads(trained, self.stop)
+    self.check_gradient(trained)
     self.opt.step()
+    self.count_skipped()
     sync_buffers(self.student)
-    self.step += 1
+    self.step, self.answers = self.step + 1, (t, s.detach())
+    figures = {k: v.item() if hasattr(v, "item") else v for k,v in figures.items()}
     return {**figures, "knobs": knobs} if logged else figures
 
-# %% ../nbs/66_distill.ipynb #ce9798b6
+# %% ../nbs/66_distill.ipynb #56db72f9
+@patch
+def check_gradient(self:Distiller,
+    params:list, # parameters with their gradients
+):
+    "Raise `FloatingPointError` for a NaN or an infinity; with fp16 the scaler skips such steps itself."
+    grads = [p.grad for p in params if p.grad is not None]
+    if self.accelerator.scaler or not grads: return
+    if torch.stack([g.abs().amax() for g in grads if g.numel()]).isfinite().all(): return
+    bad = [n for n,p in self.student.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    where = f"of {bad[0]!r} and {len(bad)-1} more" if bad else "of an adaptor"
+    what = f"the gradient {where} is not finite at step {self.step+1}, though the loss is"
+    raise FloatingPointError(f"Distiller: {what}; no step was taken; lower lr or a weight")
+
+@patch
+def count_skipped(self:Distiller):
+    "Raise `FloatingPointError` when the scaler of fp16 has skipped 50 steps in a row."
+    if not self.accelerator.scaler: return
+    self.skipped = self.skipped+1 if self.accelerator.optimizer_step_was_skipped else 0
+    if self.skipped < 50: return
+    what = f"50 steps in a row had gradients that are not finite, until step {self.step+1}"
+    raise FloatingPointError(f"Distiller: {what}; use mixed_precision='bf16', or lower lr")
+
+# %% ../nbs/66_distill.ipynb #d81b2912
 @patch
 def fit(self:Distiller,
     resume:str|Path|None=None, # a checkpoint to go on from
 ) -> Distiller: # self
-    """Run to `n_steps`. Ctrl-C ends the run after the step in progress, lets the callbacks save, and raises
-    `KeyboardInterrupt`.
+    """Run to `n_steps`. Ctrl-C, SIGTERM or SIGHUP end the run after the step in progress, let the callbacks
+    save, and raise `KeyboardInterrupt`. Global generators and accelerate's state are left as they were.
 
     Several processes leave the loop together: a request to stop travels with the gradients, so they take at
     most one step more. None returns before the first has written its last checkpoint.
@@ -172,102 +198,75 @@ def fit(self:Distiller,
     if self.step and resume is None:
         how = "make a new Distiller, or pass resume= with its checkpoint"
         raise RuntimeError(f"this run has already taken {self.step} steps; {how}")
-    set_seed(self.seed)
-    self.student.train()
     self.stop = self.stopped = False
-    with frozen(self.teacher), calm_interrupt(self):
+    around = own_randomness(self.seed, self.device), self.accelerate_state, frozen(self.teacher)
+    with around[0], around[1], around[2], calm_interrupt(self):
+        self.student.train()
         self.prepare()
         for c in self.callbacks: c.run = self
         if resume is not None: self.load(resume)
         for c in self.callbacks: c.before_fit()
         status = self.loop()
-    self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
     self.student.eval()
     if status == "interrupted": raise KeyboardInterrupt
     return self
 
-# %% ../nbs/66_distill.ipynb #0c193449
+# %% ../nbs/66_distill.ipynb #ff547297
 @patch
 def loop(self:Distiller) -> str: # finished or interrupted
     "Steps until the end or a request to stop; callbacks hear of each, and of how it ended."
     status, alone = "failed", self.accelerator.num_processes == 1
     try:
         while self.step < self.n_steps and not (self.stop if alone else self.stopped):
-            figures = self.one_step()
+            try: batch = self.batch(self.step)
+            except Exception:
+                # a loader whose workers were ended by the same signal
+                if self.stop: break
+                raise
+            figures = self.one_step(batch)
             for c in self.callbacks: c.after_step(figures)
+        for n,p in self.student.named_parameters(): check_finite(p.detach(), f"Distiller: student, {n}")
         status = "finished" if self.step == self.n_steps else "interrupted"
     finally:
         for c in self.callbacks: c.after_fit(status)
     return status
 
-# %% ../nbs/66_distill.ipynb #e05abdc2
-@patch
-def identify(self:Distiller) -> dict: # plain values by name
-    "What must agree between a checkpoint and the run that resumes it."
-    plain, passing = (bool, int, float, str, tuple, dict), ("training", "items", "at", "epoch")
-    kept = lambda k, v: isinstance(v, plain) and not k.startswith("_") and k not in passing
-    simple = lambda o: {k: v for k,v in vars(o).items() if kept(k, v)}
-    return dict(
-        n_steps=self.n_steps, seed=self.seed, lr=self.lr, betas=self.betas, log_every=self.log_every,
-        processes=self.accelerator.num_processes,
-        data=repr((type(self.data).__name__, simple(self.data))),
-        methods=repr({n: simple(m) for n,m in self.objective.methods.items()}),
-        plan=repr([self.plan(i) for i in (0, self.n_steps//3, self.n_steps)]),
-        student=[list(p.shape) for p in self.student.parameters()],
-    )
-
-# %% ../nbs/66_distill.ipynb #c377c1ec
+# %% ../nbs/66_distill.ipynb #939fe81e
 @patch
 def state_dict(self:Distiller) -> dict:
     "Everything that the next step depends on."
     scaler = self.accelerator.scaler
     return dict(
-        identity=self.identity, step=self.step,
+        identity=self.identity, step=self.step, device=self.device.type,
         student=self.student.state_dict(), opt=self.opt.state_dict(), objective=self.objective.state_dict(),
-        rng=[torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [])],
-        scaler=scaler.state_dict() if scaler else None,
+        random=random_state(self.device), scaler=scaler.state_dict() if scaler else None,
         callbacks={n: s for n,c in self.named.items() if (s := c.state_dict())},
     )
 
-# %% ../nbs/66_distill.ipynb #f69b167f
-@patch
-def read_checkpoint(self:Distiller,
-    path:str|Path, # written by `Checkpoint`
-) -> dict:
-    "A checkpoint of this run; raises if the file is missing, unreadable or of a different run."
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no checkpoint {str(path)!r} to resume from; start without resume=")
-    # accelerate's "cpu:0" is nothing that torch.load knows
-    device = self.device if self.device.type != "cpu" else "cpu"
-    try: state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as e:
-        what = f"checkpoint {str(path)!r} cannot be read ({type(e).__name__})"
-        raise ValueError(f"{what}; it may be cut short, start without resume=") from e
-    theirs, mine = state["identity"], self.identity
-    differ = {k: (v, mine[k]) for k,v in theirs.items() if v != mine[k] and k != "student"}
-    if theirs["student"] != mine["student"]: differ["student"] = "other shapes"
-    if not differ: return state
-    what = f"(checkpoint, this run) differ in {differ}"
-    raise ValueError(f"checkpoint {str(path)!r} is of another run; {what}")
-
-# %% ../nbs/66_distill.ipynb #ad2f957a
+# %% ../nbs/66_distill.ipynb #54d530d4
 @patch
 def load(self:Distiller,
     path:str|Path, # written by `Checkpoint`
 ):
-    "Restore the state of a checkpoint; raises if the file is missing, unreadable or of a different run."
-    state = self.read_checkpoint(path)
+    """Restore the state of a checkpoint; one that is damaged is refused with its reason, and the one before
+    is used. Raises if both are missing or unreadable, or of a different run.
+    """
+    if not Path(path).exists() and not path_before(path).exists():
+        raise FileNotFoundError(f"no checkpoint {str(path)!r} to resume from; start without resume=")
+    # accelerate's "cpu:0" is nothing that torch.load knows
+    state = read_checkpoint(path, self.device if self.device.type != "cpu" else "cpu")
+    check_identity(self, state, path)
     self.student.load_state_dict(state["student"])
     self.opt.load_state_dict(state["opt"])
     self.objective.load_state_dict(state["objective"])
     if state["scaler"]: self.accelerator.scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng"][0].cpu())
-    if self.device.type == "cuda": torch.cuda.set_rng_state_all([r.cpu() for r in state["rng"][1:]])
+    if state["device"] == self.device.type: set_random_state(state["random"], self.device)
     self.step = state["step"]
     for k,s in state["callbacks"].items():
         if k in self.named: self.named[k].load_state_dict(s)
 
-# %% ../nbs/66_distill.ipynb #4d2d2ee6
+# %% ../nbs/66_distill.ipynb #66775e5d
 def distill(
     teacher:nn.Module, # any module from a batch's inputs to pictures in [-1, 1]
     student:nn.Module, # trained in place
@@ -275,19 +274,25 @@ def distill(
     methods:str|list|Objective="l1", # a formula, or Methods
     out:str|Path|None=None, # folder for history.jsonl and checkpoint.pt; None writes nothing
     resume:bool=False, # go on from the checkpoint in `out` if there is one
+    every:int=200, # steps between checkpoints
     progress:bool=True, # show a bar
+    guard:bool=True, # end a run that has gone wrong, see `Guard`
     callbacks:list=(), # further Callbacks
     **kw, # further arguments of `Distiller`
 ) -> Distiller: # finished; the figures are in run[History].rows
-    "Distil with a progress bar and a history, and with a folder also checkpoints."
+    """Distil with a progress bar, a history and a guard, and with a folder also checkpoints. One process at a
+    time writes to a folder.
+    """
     path = out and Path(out)/"checkpoint.pt"
     if resume and not out:
         raise ValueError("distill: resume=True needs out=, the folder of the run to go on with")
-    if out and path.exists() and not resume:
-        how = "pass resume=True to go on with it, or choose another out="
-        raise FileExistsError(f"{str(path)!r} holds an earlier run; {how}")
-    cbs = [History(out and Path(out)/"history.jsonl"), *([Progress()] if progress else []), *callbacks]
     # the checkpoint last: it saves what the others heard
-    if out: cbs.append(Checkpoint(path))
+    cbs = [History(out and Path(out)/"history.jsonl"), *([Progress()] if progress else []), *callbacks]
+    cbs += [*([Guard()] if guard else []), *([Checkpoint(path, every)] if out else [])]
     run = Distiller(teacher, student, methods, data, callbacks=cbs, **kw)
-    return run.fit(resume=path if resume and path.exists() else None)
+    with one_writer(out) if out and run.is_main else nullcontext():
+        there = out and (path.exists() or path_before(path).exists())
+        if there and not resume:
+            how = "pass resume=True to go on with it, or choose another out="
+            raise FileExistsError(f"{str(path)!r} holds an earlier run; {how}")
+        return run.fit(resume=path if there else None)
