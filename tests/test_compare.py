@@ -256,3 +256,34 @@ def test_statistics_against_scipy():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randint(0, 6, (40,), generator=g).double(), torch.randn(40, generator=g).double()
     assert math.isclose(rank_correlation(x, y), stats.spearmanr(x, y).statistic, abs_tol=1e-12)
+
+
+def test_the_users_random_numbers_are_left_alone(plugin, tmp_path, capsys):
+    "compare, combinations, demo and a single run leave Python's, NumPy's and torch's generators as they were."
+    import random
+    import numpy as np
+    from tiny_plugin import Tiny
+    from vemi_kit.study.combinations import combinations
+    from vemi_kit.study.demo import demo
+    from vemi_kit.study.runner import student_run
+    kw, spec = dict(device="cpu"), dict(formula="l1", settings={}, lr=1e-2, width=8, seed=0, steps=2)
+    small = dict(side=16, warm=1, steps=2, progress=False)
+    doors = [
+        lambda: compare(tmp_path/"a", "tiny", "l1", [8], 1, 2, progress=False, **kw),
+        lambda: combinations(tmp_path/"b", ["restoration"], ["l1"], **small),
+        lambda: demo(1, 2, 8, ("l1",), tmp_path/"c", **kw),
+        lambda: student_run(Tiny(), nets, spec),
+        lambda: Small().teacher(tmp_path/"d"),
+    ]
+    nets = Tiny().teacher()
+    class Small(Photos2x): name, teacher_steps = "photos_small", 2
+    draw = lambda: (random.random(), np.random.rand(), torch.rand(1).item())
+    seed = lambda: (random.seed(9), np.random.seed(9), torch.manual_seed(9))
+    try:
+        for door in doors:
+            seed()
+            want = draw()
+            seed()
+            door()
+            assert draw() == want
+    finally: del Workload.registry["photos_small"]

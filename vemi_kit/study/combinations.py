@@ -27,7 +27,7 @@ from ..methods.base import Objective, formula_terms, known_methods
 from ..callbacks import Clock, History
 from ..distill import Distiller
 from ..enhance.crops import Crops
-from .workloads import half_photos
+from .workloads import half_photos, kept_randomness
 from .configs import check_rate, check_whole, merged, run_key
 from .report import table
 from .runner import check_folder, run_all, vital_signs
@@ -167,6 +167,7 @@ def _gap(run, batch):
         return (run.read(run.student, batch)-run.read(run.teacher, batch)).abs().mean().item()
 
 # %% ../../nbs/96_study.combinations.ipynb #9d7ea65c
+@kept_randomness()
 def combination_run(
     spec:dict, # kind, formula, settings, side, scale, warm, steps, seed, lr
 ) -> dict: # the line
@@ -206,6 +207,7 @@ def combination_plan(
     for s in specs: s["key"] = run_key(s)
     return specs
 
+@kept_randomness()
 def combinations(
     out:str|Path, # folder: combinations.jsonl
     kinds:list|None=None, # of `KINDS`; None: all

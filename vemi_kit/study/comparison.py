@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from ..core import default_device, set_seed
 from ..files import weights_hash
-from .workloads import Workload
+from .workloads import Workload, kept_randomness
 from .configs import (
     Config, check_rate, check_whole, read_configs, read_tuned, run_key, spaced, tuned_for)
 from .runner import check_folder, compare_run, run_all, student_run
@@ -80,6 +80,7 @@ def plan_runs(
     return specs
 
 # %% ../../nbs/94_study.comparison.ipynb #7665a99b
+@kept_randomness()
 def check_run(
     workload:Workload, # what is made small
     spec:dict, # as for `student_run`
@@ -161,6 +162,7 @@ def timed_runs(
 def _work(classes, folder, device, spec):
     return compare_run(next(c for c in classes if c.name == spec["task"]), folder, device, spec)
 
+@kept_randomness()
 def compare(
     out:str|Path, # folder: runs.jsonl, teachers
     tasks:str|list="digits16", # names or classes of workloads

@@ -17,7 +17,7 @@ from ..show import show_images
 from ..timing import CostReport, machine_text
 from ..zoo.dcgan import train_digits_teacher
 from .judge import NOISE_FLOOR
-from .workloads import Digits16
+from .workloads import Digits16, kept_randomness
 from .configs import check_whole, spaced
 from .report import compare_table, effects, finished, sign_table
 from .figures import bullets, save_report
@@ -164,6 +164,7 @@ def say(
     try: print(text)
     except UnicodeEncodeError: print(text.encode("ascii", "backslashreplace").decode())
 
+@kept_randomness()
 def demo(
     seeds:int=3, # runs a method, with seeds 0, 1, ...
     steps:int=300, # student steps a run

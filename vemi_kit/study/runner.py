@@ -24,10 +24,11 @@ from ..methods.base import Objective
 from ..callbacks import Averaged, Clock, History, Progress
 from ..distill import Distiller
 from .judge import HeldOut, Judge
-from .workloads import Workload
+from .workloads import Workload, kept_randomness
 from .configs import merged
 
 # %% ../../nbs/93_study.runner.ipynb #aca6fc53
+@kept_randomness()
 def student_run(
     workload:Workload, # what is made small
     nets:dict, # its trained networks
