@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SHARES', 'PARTS', 'vemi_bench_step', 'step_share', 'bench_steps']
 
-# %% ../../nbs/87_study.steps.ipynb #2327108c
+# %% ../../nbs/87_study.steps.ipynb #d8135c20
 import copy, itertools, json, statistics
 import torch
 from pathlib import Path
-from ..core import default_device, generator, set_seed
-from ..files import write_text
+from contextlib import contextmanager
+from ..core import check_number, default_device, generator, set_seed
+from ..files import lock_file, write_text
 from ..commands import command, command_line
 from ..data.pictures import photo_crops, resize
 from ..data.batches import Batches
@@ -42,7 +43,7 @@ SHARES = {
     "SRResNet x4, student 1/4 wide, half as deep, to 256²": _srresnet,
 }
 
-# %% ../../nbs/87_study.steps.ipynb #20e6da13
+# %% ../../nbs/87_study.steps.ipynb #5a4619ae
 def _one_step(teacher, student, batches, device, vem=None):
     "A function that takes one student step with L1, and the term if its settings are given."
     objective = Objective("l1 + vem", vem=vem) if vem else Objective("l1")
@@ -98,21 +99,47 @@ def step_share(
     about = dict(task=name, batch=batch, width=width, rounds=rounds)
     return dict(about, ms=ms, share=share, cache_speedup=ratio(times, "l1", aside))
 
-# %% ../../nbs/87_study.steps.ipynb #f231f5ef
+# %% ../../nbs/87_study.steps.ipynb #7ebc4197
 PARTS = ("iteration", "chain", "share")
 
 def _open_results(out, device):
     "What the file holds, or the beginning of one; raises `ValueError` for a file of another machine."
-    results, about = json.loads(out.read_text()) if out.exists() else {}, machine(device)
-    if results and results["machine"] != about:
+    if out.is_dir(): raise ValueError(f"{str(out)!r} is a folder; choose a file for --out")
+    about = machine(device)
+    try: results = json.loads(out.read_text()) if out.exists() else dict(machine=about)
+    except ValueError as e:
+        raise ValueError(f"{str(out)!r} is not valid JSON ({e}); choose another --out") from e
+    if not isinstance(results, dict) or "machine" not in results:
+        raise ValueError(f"{str(out)!r} holds no results of this command; choose another --out")
+    if results["machine"] != about:
         other = f"{str(out)!r} was measured on another machine: {results['machine']}, here {about}"
         raise ValueError(f"{other}; choose another --out")
-    results.setdefault("machine", about)
     alone = device.type == "cpu" and about["threads"] == 1
     results["clock"] = "CPU time of the process" if alone else "wall-clock"
+    # what cannot be written is told before anything is measured
+    write_text(out, json.dumps(results, indent=1))
     return results
 
-# %% ../../nbs/87_study.steps.ipynb #5e1e97fc
+# %% ../../nbs/87_study.steps.ipynb #829df066
+@contextmanager
+def _alone(out):
+    "Two commands do not write one file."
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(out.name + ".lock")
+    with open(lock, "w") as f:
+        lock_file(f, out)
+        try: yield
+        finally: lock.unlink(missing_ok=True)
+
+# %% ../../nbs/87_study.steps.ipynb #f5a340a3
+def _check_numbers(sizes, widths, batches, **one):
+    "All numbers are looked at before the first is used."
+    for name,low,values in (("sizes", 4, sizes), ("widths", 1, widths), ("batches", 1, batches)):
+        if not values: raise ValueError(f"{name}: at least one expected")
+        for v in values: check_number(v, name, low, whole=True)
+    for name,v in one.items(): check_number(v, name, 4 if name == "pool" else 1, whole=True)
+
+# %% ../../nbs/87_study.steps.ipynb #54a57da5
 def _add_row(results, part, key, row):
     "Put a row in the place of the one with the same key, in order."
     results[part] = [r for r in results.get(part, []) if any(r[k] != row[k] for k in key)] + [row]
@@ -127,7 +154,7 @@ def _save(out, results):
     ax.figure.savefig(out.with_suffix(".png"), dpi=110)
     plt.close(ax.figure)
 
-# %% ../../nbs/87_study.steps.ipynb #daf57ac2
+# %% ../../nbs/87_study.steps.ipynb #b476c9ab
 def _chain_rows(width, n_iter, n_pool, device):
     "Rows of the part \"chain\": the energy in use, a stronger one, and two sharp ones."
     own, weak = dict(device=device), dict(n_pool=n_pool, n_iter=n_iter)
@@ -139,7 +166,20 @@ def _chain_rows(width, n_iter, n_pool, device):
         settings = {k: getattr(q.vem, k) for k in ("step_size","noise_std","lr")}
         yield dict(**q.about, **settings, rows=q.table(), bf16=q.in_bf16())
 
-# %% ../../nbs/87_study.steps.ipynb #895d7099
+# %% ../../nbs/87_study.steps.ipynb #5262a5c2
+def _rows(parts, sizes, widths, batches, rounds, n_iter, n_pool, bf16, device):
+    "(part, what tells a row from others, row) for each measurement."
+    if "iteration" in parts:
+        for size,width,batch in itertools.product(sizes, widths, batches):
+            row = bench_iteration(size, width, batch, rounds=rounds, bf16=bf16, device=device)
+            yield "iteration", ("size","width","batch"), row
+    if "share" in parts:
+        for name in SHARES: yield "share", ("task","width"), step_share(name, rounds, widths[0], device)
+    if "chain" in parts:
+        key = "energy", "width", "step_size"
+        for row in _chain_rows(widths[0], n_iter, n_pool, device): yield "chain", key, row
+
+# %% ../../nbs/87_study.steps.ipynb #765953e6
 def bench_steps(
     out:str|Path, # file of results (.json); parts of the same machine that it has are kept
     parts:tuple=PARTS, # which measurements
@@ -154,23 +194,16 @@ def bench_steps(
     command:str="bench_steps()", # for the record
 ) -> dict: # the results
     "Measure and write after every row, so that an interrupted run keeps what it has."
-    out, on = Path(out), dict(device=device)
-    results = _open_results(out, device)
-    def add(part, *key, **row):
-        _add_row(results, part, key, dict(row, command=command))
-        _save(out, results)
-    if "iteration" in parts:
-        for size,width,batch in itertools.product(sizes, widths, batches):
-            row = bench_iteration(size, width, batch, rounds=rounds, bf16=bf16, **on)
-            add("iteration", "size", "width", "batch", **row)
-    if "share" in parts:
-        for name in SHARES: add("share", "task", "width", **step_share(name, rounds, widths[0], device))
-    if "chain" in parts:
-        key = "energy", "width", "step_size"
-        for row in _chain_rows(widths[0], n_iter, n_pool, device): add("chain", *key, **row)
+    _check_numbers(sizes, widths, batches, rounds=rounds, n_iter=n_iter, pool=n_pool)
+    with _alone(Path(out)):
+        results = _open_results(Path(out), device)
+        rows = _rows(parts, sizes, widths, batches, rounds, n_iter, n_pool, bf16, device)
+        for part,key,row in rows:
+            _add_row(results, part, key, dict(row, command=command))
+            _save(Path(out), results)
     return results
 
-# %% ../../nbs/87_study.steps.ipynb #c05d5473
+# %% ../../nbs/87_study.steps.ipynb #bf95bc01
 def _bench_step(
     parts:list[str]=("iteration",), # iteration, chain, share
     /,
