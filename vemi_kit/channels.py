@@ -135,6 +135,7 @@ def _traced(net, sample):
         raise ValueError(
             f"{name} has parametrised layers (spectral norms), which cannot be cut; remove them first"
         )
+    require("torch_pruning", "prune")
     for device in ["meta"]*runs_on_meta(net, sample) + [sample.device]:
         try: return _trace(deepcopy(net).to(device), sample.to(device))
         except Exception as e: error = e

@@ -90,7 +90,7 @@ def upright(
 def _open_image(path):
     "A decoded picture, upright; `ValueError` that names the file if it cannot be decoded."
     from PIL import Image
-    # opening a pipe would wait for ever
+    # opening a pipe would wait for a writer
     if Path(path).exists() and not Path(path).is_file(): raise ValueError(f"{path}: is not a regular file")
     try:
         im = Image.open(path)
