@@ -9,7 +9,7 @@ __all__ = ['TiltedVEM']
 import math
 import torch
 from fastcore.all import patch
-from ..core import frozen, seeded, stream
+from ..core import check_pairs, frozen, seeded, stream
 from ..vem import EnergyTerm, VEMStep, check_pair, detached_pair
 from .energies import Experts
 from .bases import LocalBase
@@ -161,6 +161,7 @@ def certify(self:TiltedVEM,
     seed:int=0, # of noise and chains
 ) -> Sandwich: # for E[log q(t~|s)], nats: minus it, upper bounds on H(T~|S) in expectation
     "Certified value of the term as it is now; a quarter of the pairs spaces the levels, the others are evaluated."
+    check_pairs(t, s, "TiltedVEM.certify", least=8, alike=True)
     noise = torch.randn(t.shape, generator=stream(seed, "noise floor", t.device), device=t.device)
     t, s, n = t.detach() + self.noise_floor*noise, s.detach(), max(1, len(t)//4)
     with frozen(self.energy): return ais_bounds(self.energy, t[n:], s[n:], n_levels, s[:n], n_paths=2, seed=seed)
