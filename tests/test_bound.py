@@ -23,7 +23,7 @@ def quick(levels, steps, out): return f"--levels {levels} --steps {steps} --devi
 
 
 def check(folder):
-    r = json.loads((folder/"bound.json").read_text())
+    r = json.loads((folder/"bound.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
     Image.open(folder/"bound.png").verify()
     last = r["sandwiches"][-1]
     assert last["lower"]["mean"] <= last["upper"]["mean"] + 3*last["lower"]["se"]

@@ -79,10 +79,11 @@ class Sandwich:
     acceptance:tuple    # mean over levels, reverse and forward
     length:float        # thermodynamic length of the path, sqrt(nats)
     def to_dict(self):
-        "Plain numbers, for JSON."
+        "Plain numbers, for JSON; the acceptance is None where nothing moved."
         values = {k: getattr(self, k) for k in ("lower","multi","upper","base")}
         plain = {k: dict(mean=e.mean, se=e.se, n=e.n, bits_per_dim=e.bits_per_dim) for k,e in values.items()}
-        return dict(plain, n_levels=self.n_levels, acceptance=list(self.acceptance), length=self.length)
+        moved = [None if math.isnan(a) else a for a in self.acceptance]
+        return dict(plain, n_levels=self.n_levels, acceptance=moved, length=self.length)
 
 # %% ../../nbs/47_nats.bounds.ipynb #5cd4f5a0
 @patch
