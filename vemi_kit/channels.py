@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from .core import require
+from .core import require, seeded
 from .students import runs_on_meta
 from .zoo.stylegan2 import StyleGAN2Generator, prune_channels
 
@@ -225,8 +225,10 @@ def silence(
 def _run(net, x, dtype):
     "The tensors that `net` gives in evaluation mode and this precision, with its own noise repeated."
     net, x = deepcopy(net).eval().to(dtype), x.to(dtype) if x.is_floating_point() else x
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        torch.manual_seed(0)
+    gpus = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), seeded(0):
+        for d in gpus:
+            with torch.cuda.device(d): torch.cuda.manual_seed(0)
         return [y.cpu().double() for y in tree_leaves(net(x)) if torch.is_tensor(y)]
 
 def _gap(a, b):

@@ -12,7 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from torch import nn
 from .channels import check_cut, couplings, cut, fit_layers
-from .core import check_number, stream
+from .core import check_number, seeded, stream
 from .files import load_state, load_tensors, read_config
 from .zoo.stylegan2 import StyleGAN2Generator
 from .students import Budget, check_network
@@ -169,7 +169,9 @@ def load_pruned(
     """
     tensors, _ = load_tensors(path)
     state = {k.removeprefix(f"{name}."): v for k,v in tensors.items() if k.startswith(f"{name}.")}
-    try: net = fit_layers(cls(**read_config(path, name)), state)
+    try:
+        # the fresh weights are replaced, so their draws are not taken from the caller's
+        with seeded(): net = fit_layers(cls(**read_config(path, name)), state)
     except TypeError as e:
         raise ValueError(f"{path}: network {name!r} was not built as a {cls.__name__} ({e})") from e
     load_state(net, state, f"{path}, network {name!r}")
