@@ -33,11 +33,11 @@ from .zoo.restorers import *
 from .zoo.stylegan2_layers import *
 from .zoo.stylegan2 import *
 from .zoo.stylegan2_training import *
+from .zoo.weights import *
 from .zoo.table import *
 from .students import *
 from .channels import *
 from .pruning import *
-from .zoo.weights import *
 from .nats.gaussian import *
 from .nats.tasks import *
 from .nats.energies import *
