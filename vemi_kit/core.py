@@ -171,14 +171,15 @@ def check_number(
     low:float=-math.inf, # smallest value allowed
     high:float=math.inf, # largest value allowed
     whole:bool=False, # only integers
+    above:bool=False, # `low` itself is not allowed
 ) -> float: # x, unchanged
     "Return `x` if it is a finite number from `low` to `high`; raises `TypeError` or `ValueError` otherwise."
-    kind = "a whole number" if whole else "a finite number"
-    ends = [f"{sign} {end:g}" for sign,end in ((">=", low), ("<=", high)) if math.isfinite(end)]
+    kind, least = "a whole number" if whole else "a finite number", ">" if above else ">="
+    ends = [f"{sign} {end:g}" for sign,end in ((least, low), ("<=", high)) if math.isfinite(end)]
     wanted = f"{kind} {' and '.join(ends)}".strip()
     if isinstance(x, bool) or not isinstance(x, numbers.Integral if whole else numbers.Real):
         raise TypeError(f"{name}: expected {wanted}, got {x!r}")
-    if math.isfinite(x) and low <= x <= high: return x
+    if math.isfinite(x) and low <= x <= high and not (above and x == low): return x
     raise ValueError(f"{name}: expected {wanted}, got {x!r}")
 
 # %% ../nbs/01_core.ipynb #c0de0003

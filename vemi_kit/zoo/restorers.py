@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PlainBlock', 'SRResNet', 'UNetRestorer']
 
-# %% ../../nbs/30_zoo.restorers.ipynb #4de90163
+# %% ../../nbs/30_zoo.restorers.ipynb #4fd491cb
 import torch, torch.nn.functional as F
 from fastcore.all import patch
 from torch import nn
+from ..doors import door, one_of, whole
 from .translators import check_sides
 
 # %% ../../nbs/30_zoo.restorers.ipynb #0636cf5d
@@ -23,11 +24,12 @@ class PlainBlock(nn.Module):
         self.relu = nn.ReLU()
     def forward(self, x:torch.Tensor): return x + self.conv2(self.relu(self.conv1(x)))
 
-# %% ../../nbs/30_zoo.restorers.ipynb #0ba59db6
+# %% ../../nbs/30_zoo.restorers.ipynb #f312e6d2
 class SRResNet(nn.Module):
     """Restorer `(b, channels, h, w)` to `(b, channels, scale*h, scale*w)`, both in [-1, 1]: conv, `n_blocks`
     residual blocks, pixel shuffles, two convs, plus the bilinearly enlarged input.
     """
+    @door(width=whole(1), n_blocks=whole(0), scale=one_of(1, 2, 3, 4), channels=whole(1))
     def __init__(self,
         width:int=64, # channels everywhere
         n_blocks:int=16, # residual blocks
@@ -37,8 +39,6 @@ class SRResNet(nn.Module):
     ):
         super().__init__()
         steps = {1: (), 2: (2,), 3: (3,), 4: (2,2)}
-        if scale not in steps:
-            raise ValueError(f"SRResNet: scale: expected one of {list(steps)}, got {scale!r}")
         self.channels, self.scale, self.unit_range = channels, scale, unit_range
         self.config = dict(width=width, n_blocks=n_blocks, scale=scale, channels=channels)
         self.config |= dict(unit_range=unit_range)
@@ -72,12 +72,13 @@ def _level(i, o, n_blocks):
     "Two convolutions, then residual blocks."
     return nn.Sequential(_conv(i, o), _conv(o, o), *[PlainBlock(o) for _ in range(n_blocks)])
 
-# %% ../../nbs/30_zoo.restorers.ipynb #2353b2aa
+# %% ../../nbs/30_zoo.restorers.ipynb #9d54d158
 class UNetRestorer(nn.Module):
     """Restorer of pictures `(b, channels, h, w)` of any size, in and out in [-1, 1]; its output is added to
     its input. Two 3x3 convolutions a level, average pooling down, nearest enlargement and a convolution up,
     skips (U-Net, arXiv 1505.04597, in small).
     """
+    @door(width=whole(1), n_downs=whole(1), channels=whole(1), level_blocks=whole(0))
     def __init__(self,
         width:int=16, # channels at full resolution; twice as many a level down
         n_downs:int=2, # halvings
@@ -85,8 +86,6 @@ class UNetRestorer(nn.Module):
         level_blocks:int=0, # residual blocks after the convolutions of each level, both ways
     ):
         super().__init__()
-        if n_downs < 1: raise ValueError(f"UNetRestorer: n_downs >= 1 expected, got {n_downs}")
-        if level_blocks < 0: raise ValueError(f"UNetRestorer: level_blocks >= 0 expected, got {level_blocks}")
         self.channels = channels
         self.config = dict(width=width, n_downs=n_downs, channels=channels, level_blocks=level_blocks)
         cs = [width*2**i for i in range(n_downs+1)]

@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['StyleGAN2Generator', 'prune_channels', 'StyleGAN2Discriminator']
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #1c02789a
+# %% ../../nbs/32_zoo.stylegan2.ipynb #8e872fd4
 import math
 import torch
 from fastcore.all import patch, store_attr
 from torch import nn
-from ..core import generator
-from .dcgan import n_doublings
+from ..core import check_images, check_net, generator
+from ..doors import door, one_of, real, whole
+from .dcgan import check_latents, n_doublings
 from .stylegan2_layers import DiscBlock, EqualConv, EqualLinear, StyledConv, ToRGB
 from .stylegan2_layers import lrelu, minibatch_std, network_widths, pixel_norm
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #bc1e4be4
+# %% ../../nbs/32_zoo.stylegan2.ipynb #c688ba0d
 class StyleGAN2Generator(nn.Module):
     """StyleGAN2 generator (skip architecture, config F), latents `(b, z_dim)` to pictures `(b, channels,
     size, size)` (Karras et al. 2020, arXiv 1912.04958).
     """
+    @door(size=whole(8), channels=whole(1), z_dim=whole(1), n_mapping=whole(0))
+    @door(lr_mapping=real(0, above=True), multiplier=whole(1), noise=one_of("auto","fresh","stored"))
     def __init__(self,
         size:int=256, # side of the picture: 8, 16, 32, ...
         channels:int=3, # of the picture: 1 or 3
@@ -36,9 +39,6 @@ class StyleGAN2Generator(nn.Module):
         super().__init__()
         self.sides = [4] + [8*2**i for i in range(n_doublings(size, "StyleGAN2Generator")) for _ in range(2)]
         self.widths, width = network_widths("StyleGAN2Generator", [4, *self.sides], width, multiplier, widths)
-        if noise not in ("auto","fresh","stored"):
-            want = "expected 'auto', 'fresh' or 'stored'"
-            raise ValueError(f"StyleGAN2Generator: noise: {want}, got {noise!r}")
         store_attr("size,channels,z_dim,clamp")
         self.noise_mode, self.n_styles = noise, len(self.sides)+1
         self.config = dict(size=size, channels=channels, width=width, z_dim=z_dim, n_mapping=n_mapping)
@@ -61,15 +61,13 @@ def build(self:StyleGAN2Generator):
         noise = torch.randn(1, 1, s, s, generator=generator(k), device="cpu")
         self.register_buffer(f"noise_{k}", noise.to(self.const.device))
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #0000001e
+# %% ../../nbs/32_zoo.stylegan2.ipynb #cbbe8618
 @patch
 def map(self:StyleGAN2Generator,
     z:torch.Tensor, # (b, z_dim), standard normal
 ) -> torch.Tensor: # w (b, z_dim)
-    "From latents z to latents w; `ValueError` for another shape."
-    if z.ndim != 2 or z.shape[1] != self.z_dim:
-        raise ValueError(f"StyleGAN2Generator: expected latents (b, {self.z_dim}), got {tuple(z.shape)}")
-    w = pixel_norm(z)
+    "From latents z to latents w; `TypeError` or `ValueError` for anything else."
+    w = pixel_norm(check_latents(z, "StyleGAN2Generator", self.z_dim))
     for layer in self.mapping: w = lrelu(layer(w))
     return w
 
@@ -143,8 +141,9 @@ def synthesis(self:StyleGAN2Generator,
     if self.clamp and not self.training: picture = picture.clamp(-1, 1)
     return (picture, outs) if features else picture
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #e56afa34
+# %% ../../nbs/32_zoo.stylegan2.ipynb #c6715a4e
 @patch
+@door(truncation=real())
 def forward(self:StyleGAN2Generator,
     z:torch.Tensor, # (b, z_dim)
     truncation:float=1., # pull w towards `w_mean`: 1 leaves it, 0 gives the mean picture
@@ -165,9 +164,10 @@ def forward(self:StyleGAN2Generator,
     more = ([w] if latents else []) + ([outs] if features else [])
     return (picture, *more) if more else picture
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #eba54e8a
+# %% ../../nbs/32_zoo.stylegan2.ipynb #c2d5a1c3
 @patch
 @torch.no_grad()
+@door(n=whole(1))
 def mean_w(self:StyleGAN2Generator,
     n:int=4096, # latents to average
     generator:torch.Generator|None=None, # of the latents
@@ -187,24 +187,27 @@ def share_noise(self:StyleGAN2Generator,
     for mine,its in zip(self.noises(1, "stored"), other.noises(1, "stored")): mine.copy_(its)
     return self
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #83abbb1c
+# %% ../../nbs/32_zoo.stylegan2.ipynb #91e0039a
 @patch
+@door(cut=whole(0))
 def mix(self:StyleGAN2Generator,
     w1:torch.Tensor, # (b, z_dim): styles of the first layers, the coarse ones
     w2:torch.Tensor, # (b, z_dim): styles of the others
     cut:int, # how many styles come from w1: 0 ... n_styles
 ) -> torch.Tensor: # (b, n_styles, z_dim), for `synthesis`
     "Style mixing: coarse layers from one latent, fine layers from another."
-    if not 0 <= cut <= self.n_styles:
+    if cut > self.n_styles:
         raise ValueError(f"StyleGAN2Generator: cut: expected 0 ... {self.n_styles}, got {cut}")
     coarse = torch.arange(self.n_styles, device=w1.device) < cut
     return torch.where(coarse[:,None], w1[:,None], w2[:,None])
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #b1bba8c6
+# %% ../../nbs/32_zoo.stylegan2.ipynb #6dc209d7
 def _kept(keep, c, k):
     "Sorted indices of the channels to keep, of `c` at place `k`."
     if keep is None: return torch.arange(c)
-    keep = torch.as_tensor(keep).detach().cpu()
+    try: keep = torch.as_tensor(keep).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"prune_channels: keep[{k}]: expected indices or a mask, got {keep!r:.60}") from e
     if keep.dtype == torch.bool and keep.shape == (c,): keep = keep.nonzero()[:,0]
     other = keep.dtype.is_floating_point or keep.dtype == torch.bool or keep.ndim != 1 or not len(keep)
     if other or len(keep.unique()) < len(keep) or keep.min() < 0 or keep.max() >= c:
@@ -212,17 +215,19 @@ def _kept(keep, c, k):
         raise ValueError(f"prune_channels: keep[{k}]: expected {want}; got {keep.tolist()}")
     return keep.sort()[0]
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #1d1f948a
+# %% ../../nbs/32_zoo.stylegan2.ipynb #232a85fc
 def _keeps(keep, widths):
     "Indices to keep at every place, from a list, or from a dict by place."
     n = len(widths)
+    if not isinstance(keep, (list, tuple, dict)):
+        raise TypeError(f"prune_channels: keep: expected a list or a dict, got {type(keep).__name__}")
     if isinstance(keep, dict):
         other = sorted(keep.keys() - set(range(n)), key=str)
         if other: raise ValueError(f"prune_channels: places are 0 ... {n-1}, got {other}")
         keep = [keep.get(k) for k in range(n)]
     if len(keep) != n:
         want = f"{n} lists of channels (constant and {n-1} layers)"
-        raise ValueError(f"prune_channels: expected {want}, got {len(keep)}")
+        raise ValueError(f"prune_channels: keep: expected {want}, got {len(keep)}")
     return [_kept(i, c, k) for k,(i,c) in enumerate(zip(keep, widths))]
 
 # %% ../../nbs/32_zoo.stylegan2.ipynb #2e355a4a
@@ -233,8 +238,9 @@ def _cut(state, name, i, o=slice(None)):
     state[f"{name}.bias"] = state[f"{name}.bias"][o]
     for p in ("style.weight","style.bias"): state[f"{name}.{p}"] = state[f"{name}.{p}"][i]
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #1acb121b
+# %% ../../nbs/32_zoo.stylegan2.ipynb #300d65dc
 @torch.no_grad()
+@door(net=check_net)
 def prune_channels(
     net:StyleGAN2Generator, # is not changed
     keep:list|dict, # channels of each place (indices, a mask, or None for all): a list, or a dict by place
@@ -250,11 +256,12 @@ def prune_channels(
     new.to_empty(device=net.const.device).load_state_dict(state)
     return new.train(net.training)
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #184e6c03
+# %% ../../nbs/32_zoo.stylegan2.ipynb #6d03fd1c
 class StyleGAN2Discriminator(nn.Module):
     """StyleGAN2 discriminator (residual, config F), pictures `(b, channels, size, size)` to logits `(b,)`
     (Karras et al. 2020).
     """
+    @door(size=whole(8), channels=whole(1), multiplier=whole(1), group=whole(1))
     def __init__(self,
         size:int=256, # side of the picture: 8, 16, 32, ...
         channels:int=3, # 1 or 3
@@ -275,15 +282,12 @@ class StyleGAN2Discriminator(nn.Module):
         self.conv = EqualConv(ws[-1]+1, ws[-1])
         self.linear1, self.linear2 = EqualLinear(16*ws[-1], ws[-1]), EqualLinear(ws[-1], 1)
 
-# %% ../../nbs/32_zoo.stylegan2.ipynb #1de0ec12
+# %% ../../nbs/32_zoo.stylegan2.ipynb #0880bac5
 @patch
 def forward(self:StyleGAN2Discriminator,
     x:torch.Tensor, # pictures (b, channels, size, size); b at most `group`, or a multiple of it
 ) -> torch.Tensor: # logits (b,)
-    "Logits of pictures; `ValueError` for other shapes or batches."
-    want = (self.channels, self.size, self.size)
-    if x.shape[1:] != want:
-        want = ", ".join(map(str, want))
-        raise ValueError(f"StyleGAN2Discriminator: expected (b, {want}), got {tuple(x.shape)}")
+    "Logits of pictures; `TypeError` or `ValueError` for other shapes or batches."
+    check_images(x, "StyleGAN2Discriminator", self.channels, self.size, None)
     x = lrelu(self.conv(minibatch_std(self.blocks(lrelu(self.from_rgb(x))), self.group)))
     return self.linear2(lrelu(self.linear1(x.flatten(1))))[:,0]

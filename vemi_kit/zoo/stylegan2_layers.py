@@ -6,11 +6,12 @@
 __all__ = ['EqualLinear', 'lrelu', 'pixel_norm', 'upfirdn', 'upsample2', 'modulated_conv', 'ModConv', 'StyledConv', 'ToRGB',
            'EqualConv', 'DiscBlock', 'minibatch_std', 'level_width', 'scaled_widths', 'network_widths']
 
-# %% ../../nbs/31_zoo.stylegan2_layers.ipynb #b4586fb7
+# %% ../../nbs/31_zoo.stylegan2_layers.ipynb #1769313f
 import math
 import torch, torch.nn.functional as F
 from fastcore.all import patch, store_attr
 from torch import nn
+from ..core import check_number
 
 # %% ../../nbs/31_zoo.stylegan2_layers.ipynb #da7e48ee
 class EqualLinear(nn.Module):
@@ -230,20 +231,20 @@ def level_width(
     "Channels of the published networks at one size."
     return max(1, min(512, 16384*multiplier//side))
 
-# %% ../../nbs/31_zoo.stylegan2_layers.ipynb #5522df69
+# %% ../../nbs/31_zoo.stylegan2_layers.ipynb #27faa5e9
 def scaled_widths(
     name:str, # what the message calls the network
     profile:list, # channels of each layer
     width:int|None, # what the largest becomes; None: as it is
 ) -> tuple[list, int]: # the scaled profile, and its largest
     "A profile of widths scaled as a whole; `ValueError` for widths below 1."
-    if min(profile) < 1: raise ValueError(f"{name}: widths must be 1 or more, got {profile}")
-    if width is not None and width < 1: raise ValueError(f"{name}: width >= 1 expected, got {width}")
+    for c in profile: check_number(c, f"{name}: widths", 1, whole=True)
+    if width is not None: check_number(width, f"{name}: width", 1, whole=True)
     top = max(profile)
     width = width or top
     return [max(1, round(c*width/top)) for c in profile], width
 
-# %% ../../nbs/31_zoo.stylegan2_layers.ipynb #46ae7f70
+# %% ../../nbs/31_zoo.stylegan2_layers.ipynb #d1504c31
 def network_widths(
     name:str, # what the message calls the network
     sides:list, # of the feature maps at each place where channels are counted
@@ -252,6 +253,8 @@ def network_widths(
     widths:list|None=None, # channels of each place, in place of the rule
 ) -> tuple[list, int]: # widths of each place, and the largest
     "Widths by the rule, or given ones; `ValueError` if these are not one for each place."
+    if widths is not None and not isinstance(widths, (list, tuple)):
+        raise TypeError(f"{name}: widths: expected a list, got {type(widths).__name__}")
     if widths is not None and len(widths) != len(sides):
         each = f"one for each of the sides {sides}"
         raise ValueError(f"{name}: needs {len(sides)} widths, got {len(widths)}; {each}")

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['logistic_d', 'logistic_g', 'r1_penalty', 'mixed_fakes', 'lazy_optimizers', 'train_stylegan2']
 
-# %% ../../nbs/33_zoo.stylegan2_training.ipynb #4c725650
+# %% ../../nbs/33_zoo.stylegan2_training.ipynb #c7f97414
 import torch, torch.nn.functional as F
 from collections.abc import Callable
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import check_finite, default_device, set_seed
+from ..core import check_finite, check_net, default_device, set_seed
+from ..doors import door, real, whole
 from .dcgan import running_average, take_step
 from .stylegan2 import StyleGAN2Generator
 
@@ -67,7 +68,9 @@ def lazy_optimizers(
     opt_d = torch.optim.Adam(net_d.parameters(), lr*lazy, (0., .99**lazy))
     return torch.optim.Adam(net_g.parameters(), lr, (0., .99)), opt_d
 
-# %% ../../nbs/33_zoo.stylegan2_training.ipynb #19eb1451
+# %% ../../nbs/33_zoo.stylegan2_training.ipynb #df881f84
+@door(net_g=check_net, net_d=check_net, n_steps=whole(0), lr=real(0), gamma=real(0), r1_every=whole(1))
+@door(mixing=real(0, 1), ema_decay=real(0, 1), seed=whole())
 def train_stylegan2(
     net_g:StyleGAN2Generator, # latent (b, z_dim) to picture
     net_d:nn.Module, # picture to logit (b,)
