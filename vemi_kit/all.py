@@ -13,6 +13,7 @@ from .show import *
 from .commands import *
 from .runs import *
 from .checkpoints import *
+from .doors import *
 from .data.pictures import *
 from .data.fields import *
 from .data.folders import *

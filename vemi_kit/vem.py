@@ -12,7 +12,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fastcore.all import patch
 from torch import nn
-from .core import DivergenceError, check_finite, frozen, seeded, stream
+from .core import DivergenceError, check_net, frozen, seeded, stream
+from .doors import check_scale, door, real, whole
 from .processes import process_index, sync_grads
 from .energy import EnergyNet
 from .chains import ChainStats, langevin, langevin_pooled, plot_energies
@@ -49,9 +50,10 @@ def loss(self:VEMStep,
     s:torch.Tensor, # student pictures that `tighten` saw, with their graph
 ) -> torch.Tensor: # scalar
     "The student's term for this batch, differentiable in `s`; the energy is frozen."
-    if s.ndim != 4 or len(s) != len(self.t) or s.shape[2:] != self.t.shape[2:]:
+    check_scale(s, "step.loss: s")
+    if len(s) != len(self.t) or s.shape[2:] != self.t.shape[2:]:
         raise ValueError(
-            f"step.loss: expected the student's pictures of the batch that tighten saw, {len(self.t)} of "
+            f"step.loss: s: expected the student's pictures of the batch that tighten saw, {len(self.t)} of "
             f"{tuple(self.t.shape[2:])} pixels, got shape {tuple(s.shape)}"
         )
     return self.term.student_loss(self, s)
@@ -62,6 +64,7 @@ class EnergyTerm(nn.Module):
     `step.loss(s)` is the student's loss. Subclasses name their settings in `defaults`.
     """
     defaults = {}
+    checks = dict(seed=whole(), energy_limit=real(0, above=True))
     def __init__(self,
         energy:nn.Module, # energy(t, s) -> (b,)
         seed:int=0, # of the chain's noise
@@ -73,7 +76,11 @@ class EnergyTerm(nn.Module):
         if unknown:
             name = type(self).__name__
             raise TypeError(f"{name} has no setting {unknown}; there are {sorted(self.defaults)}")
-        self.energy, self.seed, self.energy_limit = energy, seed, energy_limit
+        self.energy, self.seed, self.energy_limit = check_net(energy, "VEM: energy"), seed, energy_limit
+        given = dict(seed=seed, energy_limit=energy_limit, **settings)
+        for k,v in given.items():
+            derived = k == "noise_std" and v is None
+            if k in self.checks and not derived: self.checks[k](v, f"{type(self).__name__}: {k}")
         for k,v in {**self.defaults, **settings}.items(): setattr(self, k, v)
         self.n_updates, self._g = 0, None
 
@@ -124,10 +131,8 @@ def check_pair(
     s:torch.Tensor, # student pictures (b, c', h, w)
 ):
     "Raise `ValueError` unless t and s are as many pictures of the same size."
-    for name,x in (("t",t), ("s",s)):
-        if not torch.is_tensor(x) or x.ndim != 4:
-            got = tuple(x.shape) if torch.is_tensor(x) else type(x).__name__
-            raise ValueError(f"VEM: expected {name} of shape (b, c, h, w), got {got}")
+    check_scale(t, "VEM: t")
+    check_scale(s, "VEM: s")
     if len(t) != len(s): raise ValueError(f"VEM: t and s must be pairs, got {len(t)} and {len(s)} pictures")
     if t.shape[2:] != s.shape[2:]:
         sides = f"t is {tuple(t.shape[2:])} and s {tuple(s.shape[2:])} pixels"
@@ -140,9 +145,7 @@ def detached_pair(
 ) -> tuple: # both without graph, float32
     "A checked pair for the energy's step; raises `ValueError`, or `FloatingPointError` for NaN or infinity."
     check_pair(t, s)
-    t, s = t.detach().float(), s.detach().float()
-    for x,name in ((t,"t"), (s,"s")): check_finite(x, f"VEM.tighten: {name}")
-    return t, s
+    return t.detach().float(), s.detach().float()
 
 # %% ../nbs/23_vem.ipynb #1e8bd863
 class VEM(EnergyTerm):
@@ -154,6 +157,10 @@ class VEM(EnergyTerm):
         energy_steps=1, n_steps=10, step_size=100., noise_std=.005, clamp=(-1,1),
         lambda_mi=.1, l2=.05, lr=1e-4, betas=(0.,.999),
     )
+    checks = EnergyTerm.checks | dict(
+        energy_steps=whole(0), n_steps=whole(0), step_size=real(0), noise_std=real(0), lambda_mi=real(),
+        l2=real(0), lr=real(0),
+    )
     def __init__(self,
         energy:nn.Module, # energy(t, s) -> (b,)
         **kw, # seed, energy_limit and settings, as for `EnergyTerm`
@@ -164,6 +171,7 @@ class VEM(EnergyTerm):
 
 # %% ../nbs/23_vem.ipynb #be5a8ce2
 @patch(cls_method=True)
+@door(width=whole(1), seed=whole())
 def like(cls:VEM,
     t:torch.Tensor, # a batch of teacher pictures (b, c, h, w)
     s:torch.Tensor, # the student's, (b, c', h, w)
@@ -215,6 +223,7 @@ def sample(self:VEM,
 
 # %% ../nbs/23_vem.ipynb #ce35d6f3
 @patch
+@door(energy_steps=whole(0))
 def tighten(self:VEM,
     t:torch.Tensor, # teacher pictures (b, c, h, w), or the ground truth of a paired task
     s:torch.Tensor, # student pictures (b, c', h, w); detached here

@@ -9,6 +9,7 @@ __all__ = ['TiltedVEM']
 import math
 import torch
 from fastcore.all import patch
+from ..doors import door, real, whole
 from ..core import check_pairs, frozen, seeded, stream
 from ..vem import EnergyTerm, VEMStep, check_pair, detached_pair
 from .energies import Experts
@@ -27,6 +28,10 @@ class TiltedVEM(EnergyTerm):
         energy_steps=1, every=4, n_steps=2, n_chains=64, noise_floor=.1,
         lambda_mi=1., lr=1e-3, betas=(.5,.99), trust=.5,
     )
+    checks = EnergyTerm.checks | dict(
+        energy_steps=whole(0), every=whole(1), n_steps=whole(0), n_chains=whole(1), noise_floor=real(0),
+        lambda_mi=real(), lr=real(0), trust=real(0, above=True),
+    )
     def __init__(self,
         energy:TiltedModel, # base and tilt; the tilt must not look at s
         **kw, # seed, energy_limit and settings, as for `EnergyTerm`
@@ -37,6 +42,7 @@ class TiltedVEM(EnergyTerm):
 
 # %% ../../nbs/49_nats.vem.ipynb #29979e02
 @patch(cls_method=True)
+@door(width=whole(1), seed=whole())
 def like(cls:TiltedVEM,
     t:torch.Tensor, # a batch of teacher pictures (b, c, h, w)
     s:torch.Tensor, # the student's, of the same shape
@@ -110,6 +116,7 @@ def _figures(self:TiltedVEM, pos, loss, u, u_hat, before, s):
 
 # %% ../../nbs/49_nats.vem.ipynb #a0ba4d3b
 @patch
+@door(energy_steps=whole(0))
 def tighten(self:TiltedVEM,
     t:torch.Tensor, # teacher pictures (b, c, h, w), or the ground truth of a paired task
     s:torch.Tensor, # student pictures, like t; detached here
