@@ -7,6 +7,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: minutes; run with pytest -m slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    "Slow tests run only when they are asked for."
+    if "slow" in config.option.markexpr: return
+    for item in items:
+        if "slow" in item.keywords: item.add_marker(pytest.mark.skip(reason="slow: run with pytest -m slow"))
+
+
 @pytest.fixture
 def wait_for():
     def wait(condition, process=None, seconds=900):

@@ -219,7 +219,7 @@ def cosine(self:Clock,
     "A schedule over the time."
     return lambda step: b + (a-b)*(1+math.cos(math.pi*min(1, self.used/self.seconds)))/2
 
-# %% ../nbs/65_callbacks.ipynb #270f2304
+# %% ../nbs/65_callbacks.ipynb #a70f9d44
 class Guard(Callback):
     """Raises `DivergenceError` when a run has gone wrong for `patience` steps: the loss is `explode` times
     what it was, the student's pictures differ among each other by less than `collapse` of what the teacher's
@@ -227,7 +227,7 @@ class Guard(Callback):
     """
     def __init__(self,
         patience:int=30, # steps; a quarter of them for an exploding loss
-        explode:float=1e3, # factor over the largest loss of the first 10 steps
+        explode:float=1e3, # factor over one plus the loss of the first step
         collapse:float=.01, # share of the teacher's standard deviation over the batch
     ):
         self.patience = int(check_number(patience, "Guard: patience", 1, whole=True))
@@ -238,13 +238,13 @@ class Guard(Callback):
     def state_dict(self): return dict(counts=dict(self.counts), first=list(self.first))
     def load_state_dict(self, state): self.counts, self.first = dict(state["counts"]), list(state["first"])
 
-# %% ../nbs/65_callbacks.ipynb #ebc3662f
+# %% ../nbs/65_callbacks.ipynb #f43d2961
 @patch
 def symptoms(self:Guard,
     figures:dict, # of the step
 ) -> dict: # {"loss", "student" or "chain": (what is wrong, what to do)}
     "What is wrong at this step."
-    found, (t, s), limit = {}, self.run.answers, self.explode*(1 + max(self.first, default=0.))
+    found, (t, s), limit = {}, self.run.answers, self.explode*(1 + self.first[0])
     if abs(figures["loss"]) > limit:
         found["loss"] = f"the loss is over {limit:.3g}", "lower the learning rate, or the weight that grew"
     if len(t) > 1 and s.isfinite().all():
@@ -259,11 +259,11 @@ def symptoms(self:Guard,
             found["chain"] = f"the chain is dead, {k} is {v:.2g}", advice
     return found
 
-# %% ../nbs/65_callbacks.ipynb #27d3f88a
+# %% ../nbs/65_callbacks.ipynb #60e3ead3
 @patch
 def after_step(self:Guard, figures:dict):
     "Count how long something has been wrong."
-    if len(self.first) < 10: self.first.append(min(abs(figures["loss"]), 1e30))
+    if not self.first: self.first.append(abs(figures["loss"]))
     found = self.symptoms(figures)
     self.counts = {k: self.counts.get(k, 0) + 1 for k in found}
     for k,n in self.counts.items():

@@ -38,14 +38,16 @@ def first_look(
     check_finite(s, "Distiller: the student's pictures")
     return t, s
 
-# %% ../nbs/64_preflight.ipynb #a24eb389
+# %% ../nbs/64_preflight.ipynb #d345f2ba
 def check_numbers(
     run:object, # the `Distiller`
 ):
     "Raise `ValueError` for a weight or a plan with a NaN or an infinity."
     for n,m in run.objective.methods.items(): check_number(m.weight, f"Distiller: weight of {n!r}")
-    for i in plan_steps(run):
-        for k,v in run.plan(i).items(): check_number(v, f"Distiller: plan of {k!r} at step {i}")
+    for k,schedule in run.plan.schedules.items():
+        for i in plan_steps(run):
+            try: check_number(schedule(i), "value")
+            except ValueError as e: raise ValueError(f"Distiller: plan of {k!r} at step {i}: {e}") from None
 
 def plan_steps(
     run:object, # the `Distiller`
