@@ -220,10 +220,14 @@ class LayerCosts:
 
 # %% ../nbs/15_costs.ipynb #2a81cded
 @patch(as_prop=True)
-def macs(self:LayerCosts) -> int: return sum(r.macs for r in self.rows)
+def macs(self:LayerCosts) -> int:
+    "Multiply-adds of all layers."
+    return sum(r.macs for r in self.rows)
 
 @patch(as_prop=True)
-def params(self:LayerCosts) -> int: return sum(r.params for r in self.rows)
+def params(self:LayerCosts) -> int:
+    "Parameters of all layers."
+    return sum(r.params for r in self.rows)
 
 @patch
 def tree(self:LayerCosts) -> dict:

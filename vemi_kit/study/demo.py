@@ -10,7 +10,6 @@ __all__ = ['TITLES', 'DEMO_MEASURES', 'FACTS', 'DEMO_METHODS', 'plot_curves', 'd
 import json, statistics
 import torch
 from pathlib import Path
-from torch import nn
 from ..core import default_device, seeded
 from ..commands import command, command_line
 from ..show import show_images

@@ -13,7 +13,6 @@ from contextlib import closing
 from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
-from torch import nn
 from tqdm.auto import tqdm
 from ..core import set_seed
 from ..files import Ledger
