@@ -12,8 +12,8 @@ from .processes import *
 from .show import *
 from .commands import *
 from .runs import *
-from .checkpoints import *
 from .doors import *
+from .checkpoints import *
 from .data.pictures import *
 from .data.fields import *
 from .data.folders import *
