@@ -37,6 +37,9 @@ def omgd():
 METHODS = dict(
     plain=lambda: [L2(), VID(init=0.)],
     vem=lambda: [L2(), VID(init=0.), VEMethod(noise_std=0.)],
+    # noise is drawn for the whole batch in each process
+    noisy=lambda: [L2(), VEMethod(noise_std=.1)],
+    tilted=lambda: [L2(), VEMethod(preset="tilted", every=1, n_chains=8)],
     features=lambda: [Features(), VIDFeatures()],
     # contrast and batch norm see what else is in the batch
     crd=lambda: [L2(), CRD(memory=8)],
@@ -80,6 +83,9 @@ def go(kind, *callbacks, resume=None, name=None):
 for kind in METHODS: go(kind)
 go("plain", StopLast(), name="stopped")
 go("plain", resume=root/"stopped/run.pt", name="resumed")
+for kind in ("noisy","tilted"):
+    go(kind, StopLast(), name=f"{kind}_stopped")
+    go(kind, resume=root/f"{kind}_stopped/run.pt", name=f"{kind}_resumed")
 """
 
 
@@ -103,18 +109,26 @@ def ends(tmp_path_factory):
     return lambda n, kind: ([read(outs[n]/kind/f"end_{i}.pt") for i in range(n)], outs[n]/kind)
 
 
-@pytest.mark.parametrize("kind", ["plain", "vem", "features", "crd", "omgd"])
+@pytest.mark.parametrize("kind", ["plain", "vem", "noisy", "tilted", "features", "crd", "omgd"])
 def test_two_processes_equal_one(ends, kind):
     (one,), _ = ends(1, kind)
     (a, b), out = ends(2, kind)
     # both processes hold the same networks
     for y, z in zip(a["state"], b["state"]): assert torch.equal(y, z)
-    if kind in ("plain", "vem", "features"):
+    if kind in ("plain", "vem", "noisy", "features"):
         # and they are those of the undivided batch
         for x, y in zip(one["state"], a["state"]): torch.testing.assert_close(x, y, atol=2e-4, rtol=1e-3)
     assert torch.load(out/"run.pt", weights_only=True)["step"] == 6
     # written once, not once a process
     assert len((out/"history.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("kind", ["noisy", "tilted"])
+def test_noise_and_chains_go_on_after_a_resume_in_two_processes(ends, kind):
+    whole, resumed = ends(2, kind)[0], ends(2, f"{kind}_resumed")[0]
+    assert ends(2, f"{kind}_stopped")[0][0]["step"] < 6
+    for a, b in zip(whole, resumed):
+        for x, y in zip(a["state"], b["state"]): assert torch.equal(x, y)
 
 
 def test_a_request_to_stop_travels_with_the_gradients(ends):

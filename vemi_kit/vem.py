@@ -8,21 +8,22 @@ __all__ = ['VEMStep', 'EnergyTerm', 'check_pair', 'detached_pair', 'VEM']
 # %% ../nbs/23_vem.ipynb #32db086e
 import math
 import torch
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fastcore.all import patch
 from torch import nn
 from .core import DivergenceError, check_net, frozen, seeded, stream
 from .doors import check_scale, door, real, whole
-from .processes import process_index, sync_grads
+from .processes import sync_grads
 from .energy import EnergyNet
 from .chains import ChainStats, langevin, langevin_pooled, plot_energies
 
 # %% ../nbs/23_vem.ipynb #c3703716
 @dataclass(eq=False)
 class VEMStep:
-    """What one `tighten` did. `dict(step)` and `print(step)` give its figures: mean energies of real pairs and
-    of chain ends, `gap` their difference, the energy network's `energy_loss`, and per pixel the chain's
+    """What one `tighten` did. `dict(step)` and `print(step)` give its figures: mean energies of real pairs
+    and of chain ends, `gap` their difference, the energy network's `energy_loss`, and per pixel the chain's
     `drift` |t_hat - s|, `move` |step_size*grad| and `noise_std`, and the `clamped` share of pixels.
     """
     energy_pos:float
@@ -107,7 +108,7 @@ def within_limit(self:EnergyTerm,
 @patch
 def descend(self:EnergyTerm,
     loss:torch.Tensor, # scalar, with its graph
-    params, # parameters that `self.opt` moves
+    params:Iterable, # parameters that `self.opt` moves
 ):
     "One step of `self.opt` at the present `lr`, with gradients averaged over processes."
     for group in self.opt.param_groups: group["lr"] = self.lr
@@ -122,8 +123,8 @@ def descend(self:EnergyTerm,
 def chain_stream(self:EnergyTerm,
     device:str|torch.device, # of the pictures
 ) -> torch.Generator:
-    "Where the chains' noise comes from: a stream of its own, so that it is never the caller's latents."
-    return stream(self.seed, f"chain of process {process_index()}", device)
+    "Where the chains' noise comes from: the same stream in every process, never the caller's latents."
+    return stream(self.seed, "chain", device)
 
 # %% ../nbs/23_vem.ipynb #952198c4
 def check_pair(
@@ -216,8 +217,9 @@ def sample(self:VEM,
         # no common channels: begin at the student's grey picture
         start = s.mean(1, keepdim=True).expand_as(like_t)
     args = {k: getattr(self, k) for k in ("step_size","noise_std","clamp")}
+    args = {**args, "n_steps": int(self.n_steps), "g": self._g, **kw}
     chain = langevin_pooled if getattr(self.energy, "fast", False) else langevin
-    try: t_hat, self.chain = chain(self.energy, s, start, **{"n_steps": int(self.n_steps), "g": self._g, **args, **kw})
+    try: t_hat, self.chain = chain(self.energy, s, start, **args)
     except FloatingPointError as e: raise DivergenceError(f"VEM after {self.n_updates} updates: {e}") from e
     return t_hat
 
@@ -267,14 +269,12 @@ def get_extra_state(self:EnergyTerm):
 
 # %% ../nbs/23_vem.ipynb #5e8dc1d2
 @patch
-def set_extra_state(self:EnergyTerm, state):
+def set_extra_state(self:EnergyTerm, state:dict):
     "Restore what `get_extra_state` gave."
     self.opt.load_state_dict(state["opt"])
     self.n_updates = state["n_updates"]
     for k,v in state["settings"].items(): setattr(self, k, v)
-    device, k = next(self.energy.parameters()).device, process_index()
-    if k:                                                   # the state is the first process's
-        self._g = stream(self.seed, f"chain of process {k} after {self.n_updates} updates", device)
-    elif state["g"] is not None:
-        if self._g is None: self._g = self.chain_stream(device)
-        self._g.set_state(state["g"].cpu())
+    if state["g"] is None: return
+    device = next(self.energy.parameters()).device
+    if self._g is None: self._g = self.chain_stream(device)
+    self._g.set_state(state["g"].cpu())                     # the first process's, which is every process's

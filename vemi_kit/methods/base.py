@@ -11,6 +11,8 @@ import importlib, importlib.util, math, pkgutil, re
 import torch
 from fastcore.all import patch
 from torch import nn
+from ..core import check_number, check_pairs
+from ..doors import check_scale
 from .reader import Reader
 
 # %% ../../nbs/52_methods.base.ipynb #000742bb
@@ -31,7 +33,7 @@ class Method(nn.Module):
         weight:float=1., # factor of this method's loss in the sum
     ):
         super().__init__()
-        self.weight = weight
+        self.weight = check_number(weight, f"{self.name or type(self).__name__}: weight")
 
 # %% ../../nbs/52_methods.base.ipynb #001260e5
 @patch
@@ -68,7 +70,6 @@ def set_aside(self:Method,
     "Keep networks that are used but neither trained nor saved (fixed features): no checkpoint has them."
     self.__dict__.update(nets)
 
-# %% ../../nbs/52_methods.base.ipynb #f257d7a3
 @patch
 def follow(self:Method,
     batch:object, # as the data gave it
@@ -127,13 +128,10 @@ def known_methods() -> dict: # {name: class}
     for m in pkgutil.iter_modules(home.__path__): importlib.import_module(f"vemi_kit.methods.{m.name}")
     return Method.registry
 
-# %% ../../nbs/52_methods.base.ipynb #8f105f65
 def find_method(
     name:str, # as a formula has it, e.g. "vem"
 ) -> type: # a subclass of `Method`
-    """The method of this name. Loads `vemi_kit.methods.<name>` if the name is not registered yet, and all
-    modules of `vemi_kit.methods` if that does not help. Raises `ValueError` listing the known names.
-    """
+    "The method of this name, loaded if need be. Raises `ValueError` listing the known names."
     home = f"vemi_kit.methods.{name}"
     if name not in Method.registry and importlib.util.find_spec(home): importlib.import_module(home)
     if name not in Method.registry and name not in known_methods():
@@ -151,7 +149,6 @@ def formula_terms(
     """
     return tuple(t.split("*")[-1].strip() for t in formula.split("+"))
 
-# %% ../../nbs/52_methods.base.ipynb #e6d9ec00
 def parse_methods(
     formula:str, # e.g. "l1 + 0.1*vem + vid"
     **kw, # arguments by method name
@@ -167,22 +164,22 @@ def parse_methods(
         if not m:
             raise ValueError(f"cannot read {term.strip()!r} in {formula!r}; write it like 'l1 + 0.1*vem'")
         weight, name = m.groups()
-        args = dict(kw.get(name, {}))
-        if weight: args["weight"] = float(weight)
-        res.append(find_method(name)(**args))
+        args = {"weight": float(weight)} if weight else {}
+        res.append(find_method(name)(**{**kw.get(name, {}), **args}))
     return res
 
 # %% ../../nbs/52_methods.base.ipynb #2437a592
 class Objective(nn.Module):
-    """The weighted sum of methods; keys of the figures are `name` (a method's loss), `name/figure`,
-    `name/share` and `loss` (the sum).
-    """
+    "The weighted sum; keys of the figures: `name` `name/figure`, `name/share`, `loss` (the sum)."
     def __init__(self,
         methods:list|str, # Methods, or a formula such as "l1 + 0.1*vem"
         **kw, # for a formula: arguments by method name, e.g. adversarial=dict(discriminator=net)
     ):
         super().__init__()
-        methods = parse_methods(methods, **kw) if isinstance(methods, str) else list(methods)
+        if isinstance(methods, str): methods = parse_methods(methods, **kw)
+        methods = [methods] if isinstance(methods, Method) else list(methods or ())
+        if not all(isinstance(m, Method) for m in methods):
+            raise TypeError(f"Objective: methods: a formula or list of Methods expected, got {methods!r:.60}")
         if not methods: raise ValueError("Objective: at least one method expected")
         names = [m.name for m in methods]
         if len(set(names)) < len(names): raise ValueError(f"Objective: each method once, got {names}")
@@ -229,9 +226,12 @@ def student_parameters(self:Objective) -> list:
 # %% ../../nbs/52_methods.base.ipynb #473d028c
 def with_figures(
     value:torch.Tensor|tuple, # scalar, or (scalar, {name: number}), as `Method.loss` gave it
+    name:str="a method", # how messages call it
 ) -> tuple: # (scalar, figures)
     "What a method's loss returned, figures included: none if it returned the scalar alone."
-    return (value, {}) if torch.is_tensor(value) else value
+    value, figures = value if isinstance(value, tuple) else (value, {})
+    if torch.is_tensor(value) and value.numel() == 1: return value, figures
+    raise TypeError(f"{name}: its loss should be a scalar tensor, or (scalar, figures), got {value!r:.60}")
 
 # %% ../../nbs/52_methods.base.ipynb #8f585452
 @patch
@@ -243,15 +243,16 @@ def terms(self:Objective,
 ) -> tuple: # {name: weighted term}, {name: number}
     "Each method's weighted term, and its figures. Raises `FloatingPointError` naming one that is not finite."
     terms, figures = {}, {}
+    if all(m.read.value_range for m in self.methods.values()):
+        for k,x in (("t",t), ("s",s)): check_scale(x, f"Objective: {k}")
+    check_pairs(t, s, "Objective")
     for m in self.methods.values(): t = m.follow(batch, t)
     for name,m in self.methods.items():
-        value, logged = with_figures(m.loss(batch, t, s, features))
-        if not math.isfinite(value.item()):
-            raise FloatingPointError(
-                f"the loss of method {name!r} is {value.item()}; lower its weight ({m.weight:g}) or the "
-                f"learning rate"
-            )
+        value, logged = with_figures(m.loss(batch, t, s, features), name)
         terms[name] = m.weight*value
+        if not math.isfinite(terms[name].item()):
+            why = f"{value.item()}, its weight {m.weight:g}; lower the weight or the learning rate"
+            raise FloatingPointError(f"the loss of method {name!r} is {why}")
         figures.update({name: value.item(), **{f"{name}/{k}": v for k,v in logged.items()}})
     return terms, figures
 
@@ -267,12 +268,11 @@ def hold_shares(self:Objective,
     res = dict(terms)
     for name,m in self.methods.items():
         if m.share is None: continue
+        check_number(m.share, f"{name}: share", 0)
         if m.layers or len(res) < 2:
             why = "its own is on features" if m.layers else "there is no other term"
-            raise ValueError(
-                f"Objective: method {name!r} has share={m.share:g}, a ratio to the pull of other terms on "
-                f"the pictures; {why}"
-            )
+            told = f"share={m.share:g}, a ratio to the pull of other terms on the pictures; {why}"
+            raise ValueError(f"Objective: method {name!r} has {told}")
         pull = gradient_share(res[name], _others(res, name), s)
         if 0 < pull < math.inf: res[name] = res[name]*(m.share/pull)
     return res
@@ -292,7 +292,7 @@ def loss(self:Objective,
     total = sum(terms.values())
     if shares and len(terms) > 1:
         for name,v in terms.items():
-            if self.methods[name].layers: continue      # it pulls on features, of which pictures know nothing
+            if self.methods[name].layers: continue      # it pulls on features
             share = gradient_share(v, _others(terms, name), s)
             if math.isfinite(share): figures[f"{name}/share"] = share     # none while the others do not pull
     return total, {"loss": total.item(), **figures}

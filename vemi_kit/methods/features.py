@@ -58,6 +58,9 @@ def pairs(self:FeatureMethod,
             f"features={{'teacher': {{...}}, 'student': {{...}}}}, as Distiller does"
         )
     t, s = features["teacher"], features["student"]
+    for k,n in self.layers.items():
+        if len(t[k]) != len(s[n]):
+            raise ValueError(f"{self.name}: {len(t[k])} of {k!r} and {len(s[n])} of {n!r} are no pairs")
     if self.translated: return self.adaptors.translate(t, s)
     return {k: (t[k], s[n]) for k,n in self.layers.items()}
 

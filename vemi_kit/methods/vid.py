@@ -8,6 +8,7 @@ __all__ = ['VID', 'VIDFeatures']
 # %% ../../nbs/57_methods.vid.ipynb #ce9414ee
 from collections.abc import Iterable
 from torch import nn
+from ..core import check_alike
 from ..nats.gaussian import GaussianBase
 from .base import Method
 from .taps import module_key
@@ -33,6 +34,7 @@ class VID(Method):
 
     def student_parameters(self): return [dict(params=list(self.base.parameters()), lr_scale=self.lr_scale)]
     def loss(self, batch, t, s, features=None):
+        check_alike(t, s, self.name, ("t","s"))
         nats = -self.base.log_prob(t, s).mean()/t[0].numel()
         return nats, dict(std=self.base.var.mean().sqrt().item())
 

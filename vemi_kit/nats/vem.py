@@ -10,6 +10,8 @@ import math
 import torch
 from fastcore.all import patch
 from ..doors import door, real, whole
+from ..processes import several_processes
+from ..chains import shared_randn
 from ..core import check_pairs, frozen, seeded, stream
 from ..vem import EnergyTerm, VEMStep, check_pair, detached_pair
 from .energies import Experts
@@ -19,8 +21,8 @@ from .bounds import Sandwich, ais_bounds
 
 # %% ../../nbs/49_nats.vem.ipynb #af29b30c
 class TiltedVEM(EnergyTerm):
-    """A residual energy in nats, for t and s of equal shapes. `tighten` moves persistent chains, then base and
-    tilt towards maximum likelihood; `step.loss(s)` is `lambda_mi` times the energy of the student's residual
+    """A residual energy in nats, for t and s of equal shapes. `tighten` moves persistent chains, then base
+    and tilt towards maximum likelihood; `step.loss(s)` is `lambda_mi` times the energy of the student's residual
     in nats a dimension. Settings: energy_steps, every (calls between two energy steps), n_steps (MALA steps),
     n_chains, noise_floor (image units), lambda_mi, lr, betas, trust (nats).
     """
@@ -55,7 +57,8 @@ def like(cls:TiltedVEM,
     was. Raises `ValueError` if t and s are no pair.
     """
     check_pair(t, s)
-    with seeded(seed): energy = TiltedModel(LocalBase(t.shape[1], 2*width), Experts(t.shape[1], **(experts or {})))
+    c = t.shape[1]
+    with seeded(seed): energy = TiltedModel(LocalBase(c, 2*width), Experts(c, **(experts or {})))
     return cls(energy.to(t.device), seed=seed, **kw)
 
 # %% ../../nbs/49_nats.vem.ipynb #ea479ec7
@@ -64,6 +67,8 @@ def _begin(self:TiltedVEM, t, s):
     "What depends on the first pictures: generator, base, chains."
     self._g = self.chain_stream(s.device)
     if self.n_updates == 0: self.energy.base.start(t + self._noise(t), s)
+    if several_processes():
+        for p in self.energy.parameters(): torch.distributed.broadcast(p.data, 0)
     self._train_from(torch.randn(int(self.n_chains), *t.shape[1:], generator=self._g, device=t.device))
 
 @patch
@@ -73,7 +78,7 @@ def _train_from(self:TiltedVEM, chains):
 
 @patch
 def _noise(self:TiltedVEM, t):
-    return self.noise_floor*torch.randn(t.shape, generator=self._g, device=t.device)
+    return self.noise_floor*shared_randn(t, self._g)
 
 # %% ../../nbs/49_nats.vem.ipynb #286208de
 @patch
@@ -122,19 +127,19 @@ def tighten(self:TiltedVEM,
     s:torch.Tensor, # student pictures, like t; detached here
     energy_steps:int|None=None, # None: the setting, at each `every`-th call; 0: none
 ) -> VEMStep: # for this batch, with the figures of the last energy step
-    """Draw the noise, and at each `every`-th call move chains, tilt and base: minimise `E(t~,s) - E(t_hat,s)`.
-    Raises `ValueError` for unequal shapes, `DivergenceError`.
+    """Draw the noise, and at each `every`-th call move chains, tilt and base: minimise
+    `E(t~,s) - E(t_hat,s)`. Raises `ValueError` for unequal shapes, `DivergenceError`.
     """
     t, s = detached_pair(t, s)
     if t.shape != s.shape:
         shapes = f"{tuple(t.shape)} and {tuple(s.shape)}"
-        raise ValueError(f"TiltedVEM: t and s should have equal shapes, got {shapes}; use VEM for other channels")
+        raise ValueError(f"TiltedVEM: t and s should have equal shapes, got {shapes}; use VEM otherwise")
     if self.trainer is None: self._begin(t, s)
     noisy = t + self._noise(t)
     due = int(self.energy_steps) if self.n_calls % int(self.every) == 0 else 0
     self.n_calls += 1
     for _ in range(due if energy_steps is None else energy_steps): self.last = self._energy_step(noisy, s)
-    if self.last is None: raise RuntimeError("TiltedVEM.tighten: energy_steps=0 before any step; nothing is known yet")
+    if self.last is None: raise RuntimeError("TiltedVEM: energy_steps=0 before a step; nothing is known yet")
     return VEMStep(**self.last, term=self, t=t, t_hat=noisy)
 
 # %% ../../nbs/49_nats.vem.ipynb #9550fb4b
@@ -154,7 +159,7 @@ def sample(self:TiltedVEM,
     s:torch.Tensor, # conditions (b, c, h, w)
     n_steps:int=100, # MALA steps
 ) -> torch.Tensor: # t_hat (b, c, h, w), a draw of q(t~|s)
-    "Draw teacher pictures that q holds possible for these student pictures. Raises `RuntimeError` before `tighten`."
+    "Teacher pictures that q holds possible for these of the student. Raises `RuntimeError` before `tighten`."
     if self._g is None: raise RuntimeError("TiltedVEM.sample: call tighten first, which learns the model")
     shape, step = tuple(s.shape[1:]), self.trainer.step_size
     with frozen(self.energy): return self.energy.sample(s.detach(), shape, self._g, n_steps, step)
@@ -167,11 +172,12 @@ def certify(self:TiltedVEM,
     n_levels:int=40, # of `ais_bounds`
     seed:int=0, # of noise and chains
 ) -> Sandwich: # for E[log q(t~|s)], nats: minus it, upper bounds on H(T~|S) in expectation
-    "Certified value of the term as it is now; a quarter of the pairs spaces the levels, the others are evaluated."
+    "Certified value of the term as it is now; a quarter of the pairs spaces the levels."
     check_pairs(t, s, "TiltedVEM.certify", least=8, alike=True)
     noise = torch.randn(t.shape, generator=stream(seed, "noise floor", t.device), device=t.device)
     t, s, n = t.detach() + self.noise_floor*noise, s.detach(), max(1, len(t)//4)
-    with frozen(self.energy): return ais_bounds(self.energy, t[n:], s[n:], n_levels, s[:n], n_paths=2, seed=seed)
+    kw = dict(n_levels=n_levels, n_paths=2, seed=seed)
+    with frozen(self.energy): return ais_bounds(self.energy, t[n:], s[n:], pilot=s[:n], **kw)
 
 # %% ../../nbs/49_nats.vem.ipynb #fb8c3e49
 @patch
@@ -182,7 +188,7 @@ def get_extra_state(self:TiltedVEM):
 
 # %% ../../nbs/49_nats.vem.ipynb #3942eae0
 @patch
-def set_extra_state(self:TiltedVEM, state):
+def set_extra_state(self:TiltedVEM, state:dict):
     "Restore what `get_extra_state` gave."
     EnergyTerm.set_extra_state(self, state)
     self.n_calls, self.last, tilt = state["n_calls"], state["last"], state["tilt"]
