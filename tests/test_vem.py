@@ -83,8 +83,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path):
         d = Distiller(teacher, student, objective, data, 12, lr=lr, device="cpu", log_every=1, callbacks=callbacks)
         if n_stop:
             step = d.one_step
-            def stopping():
-                out = step()
+            def stopping(*args):
+                out = step(*args)
                 d.stop = d.step == n_stop
                 return out
             d.one_step = stopping

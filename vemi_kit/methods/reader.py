@@ -11,6 +11,7 @@ import torch
 from dataclasses import dataclass
 from fastcore.all import patch
 from torch import nn
+from ..core import check_finite
 
 # %% ../../nbs/51_methods.reader.ipynb #5bac10df
 @dataclass(frozen=True)
@@ -202,5 +203,8 @@ def __call__(self:Reader,
     net:nn.Module, # network to be called
     batch:object, # as the data gave it
 ) -> torch.Tensor: # (b, c, h, w), float32
-    "The pictures that the network makes of a batch."
-    return self.pictures(self.call(net, batch), type(net).__name__)
+    "The pictures that the network makes of a batch, one or more and finite (else `FloatingPointError`)."
+    name = type(net).__name__
+    out = self.pictures(self.call(net, batch), name)
+    if not out.numel(): raise ValueError(f"{name}: expected at least one picture, got {tuple(out.shape)}")
+    return check_finite(out, f"{name}: pictures")

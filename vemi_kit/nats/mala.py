@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fastcore.all import patch
 from torch import nn
 from ..core import check_finite, check_number, frozen
+from ..energy import held_weights
 from ..chains import ChainStats
 
 # %% ../../nbs/42_nats.mala.ipynb #1b128844
@@ -186,7 +187,7 @@ def mala(
     check_number(n_warmup, "mala: n_warmup", 0, whole=True)
     check_number(target, "mala: target", 0, 1)
     start, limit = s if start is None else start, math.inf if reference is None else 1.
-    with frozen(energy), torch.nn.utils.parametrize.cached():
+    with frozen(energy), held_weights(energy):
         chain = MALA(energy, s, start, reference, g)
         step_size = _warm_up(chain, step_size, n_warmup, target, limit)
         energies, moves, acceptance, frames = _run(chain, step_size, n_steps, start, keep_frames)

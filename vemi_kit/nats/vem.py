@@ -22,9 +22,9 @@ from .bounds import Sandwich, ais_bounds
 # %% ../../nbs/49_nats.vem.ipynb #af29b30c
 class TiltedVEM(EnergyTerm):
     """A residual energy in nats, for t and s of equal shapes. `tighten` moves persistent chains, then base
-    and tilt towards maximum likelihood; `step.loss(s)` is `lambda_mi` times the energy of the student's residual
-    in nats a dimension. Settings: energy_steps, every (calls between two energy steps), n_steps (MALA steps),
-    n_chains, noise_floor (image units), lambda_mi, lr, betas, trust (nats).
+    and tilt towards maximum likelihood; `step.loss(s)` is `lambda_mi` times the energy of the student's
+    residual in nats a dimension. Settings: energy_steps, every (calls between two energy steps), n_steps
+    (MALA steps), n_chains, noise_floor (image units), lambda_mi, lr, betas, trust (nats).
     """
     defaults = dict(
         energy_steps=1, every=4, n_steps=2, n_chains=64, noise_floor=.1,
