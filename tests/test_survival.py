@@ -24,9 +24,10 @@ out, formula, kind, n_steps, every = sys.argv[1:4] + [int(v) for v in sys.argv[4
 class Net(nn.Module):
     def __init__(self, w):
         super().__init__()
-        layers = nn.Linear(8,w), nn.BatchNorm1d(w), nn.ReLU(), nn.Dropout(.2), nn.Linear(w,64)
-        self.body = nn.Sequential(*layers)
-    def forward(self, z): return self.body(z).tanh().view(-1,1,8,8)
+        self.start = nn.Sequential(nn.Linear(8,16*w), nn.Unflatten(1, (w,4,4)), nn.BatchNorm2d(w), nn.ReLU())
+        self.middle = nn.Sequential(nn.Conv2d(w,w,3,padding=1), nn.ReLU(), nn.Dropout(.2))
+        self.end = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(w,1,3,padding=1), nn.Tanh())
+    def forward(self, z): return self.end(self.middle(self.start(z)))
 class Noisy(torch.utils.data.Dataset):
     def __len__(self): return 40
     def __getitem__(self, i): return torch.randn(8) + i/40
@@ -35,7 +36,7 @@ class Slow(Callback):
 
 torch.set_num_threads(1)
 set_seed(0)
-teacher, student, disc = Net(32), Net(4), nn.Sequential(nn.Flatten(), nn.Linear(64,1), nn.Flatten(0))
+teacher, student, disc = Net(16), Net(4), nn.Sequential(nn.Flatten(), nn.Linear(64,1), nn.Flatten(0))
 data = dict(latents=lambda: Latents(8,16), batches=lambda: Batches(torch.randn(60,8), 16),
     loader=lambda: DataLoader(Noisy(), 16, shuffle=True, drop_last=True))[kind]()
 names = [t.split("*")[-1].strip() for t in formula.split("+")]
