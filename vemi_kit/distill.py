@@ -11,7 +11,8 @@ from contextlib import nullcontext
 from fastcore.all import patch
 from pathlib import Path
 from torch import nn
-from .core import check_finite, check_number, frozen
+from .core import check_finite, check_net, check_number, frozen
+from .doors import check_device, door, one_of
 from .processes import sync_buffers, sync_grads
 from .runs import calm_interrupt, make_accelerator, one_writer, own_randomness
 from .runs import random_state, set_random_state
@@ -41,6 +42,8 @@ class Distiller:
     """Distil `teacher` into `student` by a sum of methods; both map a batch's inputs to pictures (b, c, h,
     w) in [-1, 1].
     """
+    @door(teacher=check_net, student=check_net, device=check_device)
+    @door(mixed_precision=one_of("no","bf16","fp16"))
     def __init__(self,
         teacher:nn.Module, # frozen while the run lasts
         student:nn.Module, # trained in place
@@ -59,7 +62,6 @@ class Distiller:
         output:object=None, # part of what they return that is pictures, see `Reader`; None: the only one
         value_range:tuple|None=(-1,1), # of their pictures; mapped to [-1, 1]; None takes them as they are
     ):
-        if n_steps < 1: raise ValueError(f"Distiller: n_steps >= 1 expected, got {n_steps}")
         whole = dict(n_steps=(n_steps, 1), log_every=(log_every, 1), seed=(seed, -2**63))
         for k,(v,low) in whole.items():
             setattr(self, k, int(check_number(v, f"Distiller: {k}", low, whole=True)))

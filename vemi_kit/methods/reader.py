@@ -149,7 +149,13 @@ def call(self:Reader,
 ) -> object: # what the network returned
     "The network's output as it is."
     args, kw = self.arguments(net, batch)
-    return net(*args, **kw)
+    try: return net(*args, **kw)
+    except (NotImplementedError, torch.OutOfMemoryError): raise
+    except (RuntimeError, TypeError, AttributeError) as e:
+        kind = lambda x: f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
+        got = ", ".join(map(kind, (*args, *kw.values())))
+        told = f"{type(net).__name__}: the network cannot take the batch's inputs {got}"
+        raise ValueError(f"{told} ({type(e).__name__}: {e})") from e
 
 # %% ../../nbs/51_methods.reader.ipynb #105bf908
 @patch
