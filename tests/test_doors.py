@@ -207,7 +207,7 @@ def teacher(): return ResNetGenerator(4, 1, 1, 1).eval()
 
 zoo = dict(width=whole(4, 1))
 DOORS = {
-    "VEM.like": (like(VEM), dict(t=t16(), s=t16(channels=False), width=whole(2, 1), seed=whole(0))),
+    "VEM.like": (like(VEM), dict(t=t16(channels=False), s=t16(channels=False), width=whole(2, 1), seed=whole(0))),
     "VEM settings": (like(VEM), dict(t=Arg(lambda: torch.zeros(2,1,8,8), None),
         s=Arg(lambda: torch.zeros(2,1,8,8), None),
         n_steps=whole(2, 0), step_size=real(1., 0), lr=real(1e-4, 0), l2=real(.1, 0), lambda_mi=real(.1),
@@ -237,7 +237,7 @@ DOORS = {
     "prune": (prune, dict(teacher=network(teacher), macs_ratio=real(2., 1, names="ratio"), sample=pictures(1,
         1, 8, 8, scaled=False, size=False),
         importance=choice("norm"), least=whole(1, 1))),
-    "shrink": (shrink, dict(teacher=network(teacher), macs_ratio=real(2., 1, names="ratio"),
+    "shrink": (shrink, dict(teacher=network(teacher), macs_ratio=real(2., 0, True, names="ratio"),
         sample=pictures(1, 1, 8, 8, scaled=False, size=False))),
     "shrink width": (shrink, dict(teacher=network(teacher), width=whole(2, 1))),
     "count_macs": (lambda net, x, convention: count_macs(net, x, convention=convention),
@@ -276,7 +276,7 @@ DOORS = {
         tile=whole(64, 1, none=True), batch_size=whole(2, 1), overlap=whole(8, 0, none=True))),
     "show_images": (lambda x, n_cols: show_images(x, n_cols) and None, dict(x=pictures(4, 1, 8, 8,
         scaled=False, size=False), n_cols=whole(2, 1))),
-    "split_view": (split_view, dict(before=pictures(1, 1, 8, 8), after=pictures(1, 1, 8, 8),
+    "split_view": (split_view, dict(before=pictures(1, 1, 8, 8, scaled=False), after=pictures(1, 1, 8, 8, scaled=False),
         position=real(.5, 0, high=1))),
     "SNGenerator": (SNGenerator, dict(size=whole(8, 8), channels=whole(1, 1), z_dim=whole(4, 1), **zoo)),
     "SNDiscriminator": (SNDiscriminator, dict(size=whole(8, 8), channels=whole(1, 1), **zoo)),

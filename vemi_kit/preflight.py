@@ -29,6 +29,7 @@ def first_look(
     except ValueError as e:
         how = "or pass value_range=, what the networks give, or None to take pictures as they are"
         raise ValueError(f"{e}; {how}") from None
+    if not len(t): raise ValueError("Distiller: data: the first batch holds no pictures")
     if run.read.value_range == (-1,1) and t.min() >= 0 and t.max() > .5:
         how = "if they are meant for [0, 1], pass value_range=(0,1)"
         warnings.warn(f"Distiller: the teacher's pictures have no value below 0; {how}")

@@ -162,7 +162,8 @@ def parse_methods(
     for term in formula.split("+"):
         m = re.fullmatch(r"\s*(?:(\d*\.?\d+(?:e-?\d+)?)\s*\*)?\s*([a-z]\w*)\s*", term)
         if not m:
-            raise ValueError(f"cannot read {term.strip()!r} in {formula!r}; write it like 'l1 + 0.1*vem'")
+            told = f"methods: cannot read {term.strip()!r} in {formula!r}"
+            raise ValueError(f"{told}; write it like 'l1 + 0.1*vem'")
         weight, name = m.groups()
         args = {"weight": float(weight)} if weight else {}
         res.append(find_method(name)(**{**kw.get(name, {}), **args}))
@@ -177,10 +178,10 @@ class Objective(nn.Module):
     ):
         super().__init__()
         if isinstance(methods, str): methods = parse_methods(methods, **kw)
-        methods = [methods] if isinstance(methods, Method) else list(methods or ())
-        if not all(isinstance(m, Method) for m in methods):
+        methods = [methods] if isinstance(methods, Method) else methods
+        if not isinstance(methods, (list, tuple)) or not all(isinstance(m, Method) for m in methods):
             raise TypeError(f"Objective: methods: a formula or list of Methods expected, got {methods!r:.60}")
-        if not methods: raise ValueError("Objective: at least one method expected")
+        if not methods: raise ValueError("Objective: methods: at least one method expected")
         names = [m.name for m in methods]
         if len(set(names)) < len(names): raise ValueError(f"Objective: each method once, got {names}")
         self.methods = nn.ModuleDict({m.name: m for m in methods})

@@ -57,6 +57,7 @@ def like(cls:TiltedVEM,
     was. Raises `ValueError` if t and s are no pair.
     """
     check_pair(t, s)
+    check_pairs(t, s, "TiltedVEM", alike=True)
     c = t.shape[1]
     with seeded(seed): energy = TiltedModel(LocalBase(c, 2*width), Experts(c, **(experts or {})))
     return cls(energy.to(t.device), seed=seed, **kw)
