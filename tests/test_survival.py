@@ -1,5 +1,5 @@
 "A run that is killed, interrupted, cut short or fed wrong: it goes on to the bit, or says why it does not."
-import json, os, random, re, resource, signal, subprocess, sys, time
+import json, random, re, resource, signal, subprocess, sys, time
 import numpy as np, pytest, torch
 from pathlib import Path
 from torch import nn

@@ -223,12 +223,10 @@ class LayerCosts:
 def macs(self:LayerCosts) -> int:
     "Multiply-adds of all layers."
     return sum(r.macs for r in self.rows)
-
 @patch(as_prop=True)
 def params(self:LayerCosts) -> int:
     "Parameters of all layers."
     return sum(r.params for r in self.rows)
-
 @patch
 def tree(self:LayerCosts) -> dict:
     "MACs by module name, children included; the network is `''`. Modules that cost nothing are left out."

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from fastcore.all import patch
 from pathlib import Path
 from torch import nn
+from . import callable_module
 from .core import check_finite, check_net, check_number, frozen
 from .doors import check_device, door, one_of
 from .processes import sync_buffers, sync_grads
@@ -28,9 +29,7 @@ from .callbacks import Checkpoint, Guard, History, Progress, name_callbacks
 # %% ../nbs/66_distill.ipynb #3493f8ad
 class StudentKnobs:
     "What a `Plan` sets under 'student': `lr`. Groups with an `lr_scale` follow in proportion."
-    def __init__(self,
-        opt:torch.optim.Optimizer, # the student's
-    ): self.opt = opt
+    def __init__(self, opt:torch.optim.Optimizer): self.opt = opt
     @property
     def lr(self): return self.opt.param_groups[0]["lr"]
     @lr.setter
@@ -80,8 +79,6 @@ class Distiller:
         self.named = {n: c for n,c in heard.items() if self.is_main or c.everywhere}
         self.callbacks = list(self.named.values())
         self.step, self.stop, self.stopped, self.opt, self.skipped = 0, False, False, None, 0
-
-    # run[History]
     def __getitem__(self, kind): return next(c for c in self.callbacks if isinstance(c, kind))
 
 # %% ../nbs/66_distill.ipynb #ec194184
@@ -298,3 +295,6 @@ def distill(
             how = "pass resume=True to go on with it, or choose another out="
             raise FileExistsError(f"{str(path)!r} holds an earlier run; {how}")
         return run.fit(resume=path if there else None)
+
+# %% ../nbs/66_distill.ipynb #587f0df6
+if __name__ != "__main__": callable_module(distill)

@@ -18,7 +18,6 @@ from .core import frozen
 
 # %% ../nbs/21_energy.ipynb #4b8e3186
 PRECISIONS = dict(float32=None, bf16=torch.bfloat16)
-
 def arithmetic(
     device:torch.device, # where the numbers are
     dtype:torch.dtype|None=None, # None: float32

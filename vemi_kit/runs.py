@@ -7,7 +7,7 @@ __all__ = ['calm_interrupt', 'blocked_signals', 'random_state', 'set_random_stat
            'AccelerateState', 'close_group', 'make_accelerator']
 
 # %% ../nbs/07_runs.ipynb #5b6dfc93
-import atexit, os, random, signal, threading
+import atexit, random, signal, threading
 import numpy as np, torch
 from contextlib import contextmanager
 from pathlib import Path

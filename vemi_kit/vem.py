@@ -17,7 +17,7 @@ from .core import DivergenceError, check_net, frozen, seeded, stream
 from .doors import check_scale, door, real, whole
 from .processes import sync_grads
 from .energy import EnergyNet
-from .chains import ChainStats, langevin, langevin_pooled, plot_energies
+from .chains import ChainStats, langevin, langevin_pooled
 
 # %% ../nbs/23_vem.ipynb #c3703716
 @dataclass(eq=False)

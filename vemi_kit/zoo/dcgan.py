@@ -38,6 +38,7 @@ class UpBlock(nn.Module):
 # %% ../../nbs/28_zoo.dcgan.ipynb #e7da3c63
 @patch
 def forward(self:UpBlock, x:torch.Tensor): # (b, c_in, h, w)
+    "Twice the side: (b, c_out, 2h, 2w)."
     up = lambda x: F.interpolate(x, scale_factor=2)
     h = self.conv1(up(F.relu(self.bn1(x))))
     return self.conv2(F.relu(self.bn2(h))) + self.shortcut(up(x))
@@ -113,6 +114,7 @@ class DownBlock(nn.Module):
 # %% ../../nbs/28_zoo.dcgan.ipynb #34e1498b
 @patch
 def forward(self:DownBlock, x:torch.Tensor): # (b, c_in, h, w)
+    "Half the side where `down`: (b, c_out, h/2, w/2)."
     h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x)))) + self.shortcut(x)
     return F.avg_pool2d(h, 2) if self.down else h
 

@@ -187,6 +187,7 @@ class EqualConv(nn.Module):
 # %% ../../nbs/31_zoo.stylegan2_layers.ipynb #217b0dee
 @patch
 def forward(self:EqualConv, x:torch.Tensor): # (b, c_in, h, w)
+    "Convolve with scaled weights, blurred and halved where `down`: (b, c_out, ...)."
     w = self.weight*self.scale
     if not self.down: return F.conv2d(x, w, self.bias, padding=self.k//2)
     if self.k == 1: return F.conv2d(upfirdn(x, down=2, pad=(1,1)), w, self.bias)

@@ -90,6 +90,7 @@ class ResBlock(nn.Module):
 # %% ../../nbs/29_zoo.translators.ipynb #a3b6ec0c
 @patch
 def forward(self:ResBlock, x:torch.Tensor): # (b, width, h, w)
+    "Add what two convolutions make of `x`, (b, width, h, w)."
     return x + self.norm2(self.conv2(self.dropout(self.relu(self.norm1(self.conv1(x))))))
 
 # %% ../../nbs/29_zoo.translators.ipynb #43b0c044
