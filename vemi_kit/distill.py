@@ -98,9 +98,7 @@ def share(self:Distiller,
     return tuple(put(x) for x in b) if isinstance(b, (tuple,list)) else put(b)
 
 @patch
-def batch(self:Distiller,
-    i:int, # number of the batch
-) -> object: # see `share`
+def batch(self:Distiller, i:int) -> object:
     "Batch `i`, this process's share of it, on the device."
     return self.share(self.data.batch(i))
 
