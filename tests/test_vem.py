@@ -112,7 +112,7 @@ def test_positive_samples_may_be_the_ground_truth_and_shapes_are_checked():
         return distill(teacher, student, data, objective, n_steps=n_steps, value_range=None, **QUIET, **kw)
     r = run("l1 + vem", copy.deepcopy(student), y, 6, log_every=1)
     assert all(row["vem/drift"] > 0 for row in r[History].rows)
-    with pytest.raises(ValueError, match="equal shapes"): run("vem", student, y[:,:1], 2)
+    with pytest.raises(ValueError, match="of the same shape"): run("vem", student, y[:,:1], 2)
 
 
 def test_a_batch_of_one_is_held_back_too():
