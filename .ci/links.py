@@ -27,7 +27,7 @@ def line(name, names, rooms):
     at = names.index(name)
     way = [f"before it {link(n)}" for n in names[:at][-1:]] + [f"after it {link(n)}" for n in names[at+1:][:1]]
     below = list(dict.fromkeys(rooms[m] for m in imported(books[name]) if m in rooms))
-    on = f" It builds on {', '.join(map(link, sorted(below)))}." if below and name != "99_all" else ""
+    on = f" It builds on {', '.join(map(link, sorted(below)))}." if below and name != "999_all" else ""
     return f"{HERE}**{name}**, {', '.join(way)}; [the map](index.ipynb) shows all rooms.{on}"
 
 

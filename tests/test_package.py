@@ -61,7 +61,7 @@ def cells(path):
 
 
 def number(name):
-    "Reading order: 52_methods.base -> 52; tutorials and index come last."
+    "Reading order: 602_methods.base -> 52; tutorials and index come last."
     m = re.match(r"(\d+)_", name)
     return int(m.group(1)) if m else 1000
 
