@@ -39,6 +39,7 @@ from .zoo.table import *
 from .students import *
 from .channels import *
 from .pruning import *
+from .denoisers import *
 from .nats.gaussian import *
 from .nats.tasks import *
 from .nats.energies import *
