@@ -21,14 +21,18 @@ def _kind(anno) -> dict:
     return dict(type=anno if anno in (int, float) else str)
 
 # %% ../nbs/105_commands.ipynb #ac829504
+def _add_optional_position(parser, p, help):
+    "A position that may be left out, for a parameter before a `/` with a default."
+    kind = _kind(p.annotation)
+    kind["nargs"] = "*" if "nargs" in kind else "?"
+    return parser.add_argument(p.name, default=p.default, help=help, **kind)
+
+# %% ../nbs/105_commands.ipynb #d84878b8
 def _add(parser, p, help):
     "Add one parameter of a function: a position, a switch, an option, or one that may be repeated."
     flag, help, none = "--" + p.name.replace("_", "-"), help.replace("%", "%%"), p.default in (p.empty, ...)
     option = functools.partial(parser.add_argument, flag, dest=p.name)
-    if p.kind == p.POSITIONAL_ONLY and not none:
-        kind = _kind(p.annotation)
-        kind["nargs"] = "*" if "nargs" in kind else "?"
-        return parser.add_argument(p.name, default=p.default, help=help, **kind)
+    if p.kind == p.POSITIONAL_ONLY and not none: return _add_optional_position(parser, p, help)
     if none and p.kind != p.KEYWORD_ONLY: return parser.add_argument(p.name, help=help, **_kind(p.annotation))
     if none: return option(required=True, help=help, **_kind(p.annotation))
     if isinstance(p.default, bool): return option(action="store_true", help=help)
@@ -62,9 +66,10 @@ def add_options(
     return parser
 
 # %% ../nbs/105_commands.ipynb #ce71ea60
-# what a user can mend: told in one line. Anything else is a fault of ours and keeps its traceback
+# what a user can fix is reported in one line; anything else is a bug in the kit and keeps its traceback
 ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError, ArithmeticError)
 
+# %% ../nbs/105_commands.ipynb #81d0f4e6
 def safe_streams():
     "Let stdout and stderr write what their encoding lacks as escapes, so that no work is lost to a print."
     for stream in (sys.stdout, sys.stderr):
@@ -80,6 +85,7 @@ def _like_ctrl_c(owner, signum, frame):
     if not callable(handler): raise KeyboardInterrupt
     handler(signal.SIGINT, frame)
 
+# %% ../nbs/105_commands.ipynb #260dba2f
 @contextmanager
 def calm_signals():
     "Within the block SIGTERM and SIGHUP act as Ctrl-C, unless they are ignored or handled already."
@@ -95,8 +101,8 @@ def calm_signals():
 def exit_code(
     name:str, # of the command, in front of its errors
     run:Callable, # the work: a function without arguments; what it returns is the exit code, None is 0
-) -> int: # 0 done, 1 an error told in one line, 130 interrupted
-    "Do the work and turn how it ended into an exit code. A `KeyboardInterrupt` may bring a message."
+) -> int: # 0 done, 1 an error reported in one line, 130 interrupted
+    "Run the work and return its exit code. The message of a `KeyboardInterrupt` is printed, too."
     safe_streams()
     try:
         with calm_signals(): return run() or 0
@@ -114,10 +120,32 @@ def command_line() -> str:
     "The command that is running, as it was typed, for reports; empty outside a command."
     return _line.get()
 
+# %% ../nbs/105_commands.ipynb #b861ae3d
 def _call(function, args):
     "Call with arguments by name, those before a `/` by position."
     first = [n for n,p in inspect.signature(function).parameters.items() if p.kind == p.POSITIONAL_ONLY]
     return function(*[args.pop(n) for n in first], **args)
+
+# %% ../nbs/105_commands.ipynb #111ff26e
+def _add_subcommands(parser, functions):
+    sub = parser.add_subparsers(required=True, metavar="{" + ",".join(functions) + "}")
+    for word,f in functions.items():
+        p = sub.add_parser(word, help=inspect.getdoc(f).split("\n")[0], description=inspect.getdoc(f))
+        add_options(p, f).set_defaults(_work=f)
+
+# %% ../nbs/105_commands.ipynb #b0b9076d
+def _runner(name, text, parser, function):
+    "The command itself: a function of a list of arguments, with its parser as an attribute."
+    def run(argv:list|None=None) -> int:
+        "Parse, work, exit code."
+        safe_streams()
+        args = vars(parser.parse_args(argv))
+        work = args.pop("_work")
+        token = _line.set(" ".join([name, *map(shlex.quote, sys.argv[1:] if argv is None else argv)]))
+        try: return exit_code(name, lambda: _call(work, args))
+        finally: _line.reset(token)
+    run.__name__, run.__doc__, run.parser, run.function = name, text, parser, function
+    return run
 
 # %% ../nbs/105_commands.ipynb #4f5fa167
 def command(
@@ -134,19 +162,4 @@ def command(
     parser = argparse.ArgumentParser(name, description=text)
     if function is not None: add_options(parser, function).set_defaults(_work=function)
     else: _add_subcommands(parser, subcommands)
-    def run(argv:list|None=None) -> int:
-        "Parse, work, exit code."
-        safe_streams()
-        args = vars(parser.parse_args(argv))
-        work = args.pop("_work")
-        token = _line.set(" ".join([name, *map(shlex.quote, sys.argv[1:] if argv is None else argv)]))
-        try: return exit_code(name, lambda: _call(work, args))
-        finally: _line.reset(token)
-    run.__name__, run.__doc__, run.parser, run.function = name, text, parser, function
-    return run
-
-def _add_subcommands(parser, functions):
-    sub = parser.add_subparsers(required=True, metavar="{" + ",".join(functions) + "}")
-    for word,f in functions.items():
-        p = sub.add_parser(word, help=inspect.getdoc(f).split("\n")[0], description=inspect.getdoc(f))
-        add_options(p, f).set_defaults(_work=f)
+    return _runner(name, text, parser, function)

@@ -94,7 +94,7 @@ def default_device(
 # %% ../nbs/101_core.ipynb #40edf5fb
 def check_finite(
     x:torch.Tensor, # any shape
-    name:str="values", # how the message calls them
+    name:str="values", # their name in the message
     hint:str="", # what to do about it
 ) -> torch.Tensor: # x, unchanged
     """Return `x`, or raise `FloatingPointError` if it holds a NaN or an infinity. Such values are never
@@ -107,7 +107,7 @@ def check_finite(
 # %% ../nbs/101_core.ipynb #9d3637d6
 def check_batch(
     x:torch.Tensor, # (b, c, h, w)
-    name:str="images", # how the message calls them
+    name:str="images", # their name in the message
 ) -> torch.Tensor: # x, unchanged
     "Return `x` if it is a float tensor of four dimensions; raises `TypeError` or `ValueError` otherwise."
     if not (torch.is_tensor(x) and x.is_floating_point()):
@@ -123,7 +123,7 @@ def check_batch(
 # %% ../nbs/101_core.ipynb #8f90eef1
 def check_range(
     x:torch.Tensor, # any shape
-    name:str="images", # how the message calls them
+    name:str="images", # their name in the message
     value_range:tuple=(-1,1), # lowest and highest value, with a tolerance of 1e-3
 ) -> torch.Tensor: # x, unchanged
     "Return `x` if its values are finite (else `FloatingPointError`) and in range (else `ValueError`)."
@@ -138,7 +138,7 @@ def check_range(
 # %% ../nbs/101_core.ipynb #14694c46
 def check_images(
     x:torch.Tensor, # (b, c, h, w)
-    name:str="images", # how the message calls them
+    name:str="images", # their name in the message
     channels:int|None=None, # expected c
     size:int|tuple|None=None, # expected side, or (h, w)
     value_range:tuple|None=(-1,1), # None skips the check of values
@@ -159,15 +159,16 @@ def check_images(
 # %% ../nbs/101_core.ipynb #c0de0002
 def check_path(
     x:object, # what was given
-    name:str, # how the message calls it, e.g. "enhance_folder: out"
+    name:str, # its name in the message, e.g. "enhance_folder: out"
 ) -> Path: # of x
     "Return the path of a `str` or `Path`; raises `TypeError` otherwise."
     if isinstance(x, (str,Path)): return Path(x)
     raise TypeError(f"{name}: expected a path, got {type(x).__name__}")
 
+# %% ../nbs/101_core.ipynb #b401ee25
 def check_number(
     x:object, # what was given
-    name:str, # how the message calls it, e.g. "latency: seconds"
+    name:str, # its name in the message, e.g. "latency: seconds"
     low:float=-math.inf, # smallest value allowed
     high:float=math.inf, # largest value allowed
     whole:bool=False, # only integers
@@ -186,7 +187,7 @@ def check_number(
 def check_alike(
     a:torch.Tensor, # any shape
     b:torch.Tensor, # of the same shape
-    name:str, # how the message begins
+    name:str, # what the message begins with
     names:tuple=("a","b"), # of the two
 ):
     "Raise `ValueError` unless both have the same shape: pairs are never broadcast."
@@ -208,12 +209,12 @@ def _check_samples(x, name):
 def check_pairs(
     t:torch.Tensor, # one side (n, ...)
     s:torch.Tensor, # the other (n, ...)
-    name:str, # how the message begins
+    name:str, # what the message begins with
     least:int=1, # fewest pairs
     alike:bool=False, # both sides have the same shape
 ):
-    """Raise `TypeError`, `ValueError` or `FloatingPointError` unless t and s are as many samples, float and
-    finite, at least so many: pairs are never broadcast or cut.
+    """Raise `TypeError`, `ValueError` or `FloatingPointError` unless t and s hold equally many samples, at
+    least `least`, float and finite. Pairs are never broadcast or cut.
     """
     for x,k in ((t,"t"), (s,"s")): _check_samples(x, f"{name}: {k}")
     if len(t) != len(s): raise ValueError(f"{name}: t and s must be pairs, got {len(t)} and {len(s)}")
@@ -223,7 +224,7 @@ def check_pairs(
 # %% ../nbs/101_core.ipynb #c0de0011
 def check_net(
     net:nn.Module, # a network
-    name:str, # how the message calls it
+    name:str, # its name in the message
 ) -> nn.Module: # net, unchanged
     "Return `net` if it is a module; raises `TypeError` otherwise."
     if isinstance(net, nn.Module): return net
@@ -242,10 +243,10 @@ def _refuse_unbatched(m, x):
 def checked_call(
     net:nn.Module, # called within the block
     inputs:tuple, # with these
-    name:str, # how messages begin
+    name:str, # what messages begin with
 ):
-    """Within the block what `net` cannot take is a `ValueError` that names the inputs' shapes; inputs that
-    are not finite are refused before. A full memory and missing operators keep their own errors.
+    """Within the block an error of `net` about its inputs becomes a `ValueError` that names their shapes.
+    Inputs that are not finite raise before that. Out of memory and missing operators keep their own errors.
     """
     tensors = [x for x in inputs if torch.is_tensor(x) and not x.is_meta]
     for x in tensors: check_finite(x, f"{name}: inputs", "Shapes are enough: give zeros.")
@@ -299,12 +300,13 @@ def plain_number(
 # %% ../nbs/101_core.ipynb #725f8b22
 def plain_value(
     x:object, # a number, of NumPy and torch too, or a switch (bool)
-    name:str, # how the message calls it
+    name:str, # its name in the message
 ) -> int|float|bool:
     "A plain finite number or a bool, so that it can be saved; raises `TypeError` or `ValueError`."
     x = x.item() if getattr(x, "ndim", None) == 0 else x
     return x if isinstance(x, bool) else check_number(x, name)
 
+# %% ../nbs/101_core.ipynb #85b5a985
 def plain_values(
     name:str, # of the function, for messages
     **values:object, # by argument
@@ -315,7 +317,7 @@ def plain_values(
 # %% ../nbs/101_core.ipynb #f618af90
 @contextmanager
 def frozen(
-    *nets, # modules; anything else passes untouched, so a plain function may take a network's place
+    *nets, # modules; anything else is ignored, so a plain function may take a network's place
 ):
     """Within the block the networks are in evaluation mode and their parameters take no gradient; gradients
     to *inputs* still flow.

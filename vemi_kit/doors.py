@@ -24,7 +24,7 @@ def _door_name(f):
 def door(
     **checks:Callable, # for each argument `check(value, name)`, e.g. made by `whole`, `real`, `one_of`
 ) -> Callable: # decorator of a function, a method or a constructor
-    "Check arguments before a function runs. What a check does not refuse is passed on unchanged."
+    "Check arguments before a function runs. Those that pass are handed on unchanged."
     def decorate(f):
         title, params = _door_name(f), inspect.signature(f).parameters
         @functools.wraps(f)
@@ -45,6 +45,7 @@ def whole(
     "A check for `door`: a whole number from `low` to `high`."
     return functools.partial(check_number, low=low, high=high, whole=True)
 
+# %% ../nbs/108_doors.ipynb #e2940143
 def real(
     low:float=-math.inf, # smallest
     high:float=math.inf, # largest
@@ -66,7 +67,7 @@ def one_of(
 # %% ../nbs/108_doors.ipynb #213c3188
 def check_device(
     x:object, # what was given
-    name:str, # how the message calls it
+    name:str, # its name in the message
 ) -> object: # x, unchanged
     "Return `x` if it names a kind of device; `ValueError` otherwise."
     try: torch.device(x)
@@ -89,10 +90,10 @@ def pictures(
 # %% ../nbs/108_doors.ipynb #a2af83e5
 def check_scale(
     x:torch.Tensor, # (b, c, h, w)
-    name:str, # how the message calls it
+    name:str, # its name in the message
 ) -> torch.Tensor: # x, unchanged
-    """Return `x` if it is a batch of finite floats that is not empty and no 8-bit pictures, which have no
-    negative values and reach 255. Pictures of a network in training may leave [-1, 1].
+    """Return `x` if it is a batch of finite floats, not empty, and not 8-bit pictures, which have no negative
+    values and reach 255. Pictures of a network in training may leave [-1, 1].
     """
     check_finite(check_batch(x, name), name)
     if not x.numel(): raise ValueError(f"{name}: expected at least one picture, got {tuple(x.shape)}")

@@ -24,9 +24,10 @@ def _part_name(name):
     raw = os.fsencode(name)
     return f"{name if len(raw) <= 250 else hashlib.sha256(raw).hexdigest()}.part"
 
+# %% ../nbs/102_files.ipynb #006539a7
 @contextmanager
 def atomic_write(
-    path:str|Path, # file to come; its folder is made
+    path:str|Path, # file to write; its folder is made
     own:bool=False, # a temporary name of this process's own, for files that several may write at once
 ):
     """A temporary path beside `path` to write to. On success it is synced to the disk and moved to `path`; on
@@ -102,7 +103,7 @@ def load_tensors(
     with open_weights(path) as f: tensors, texts = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     want = texts.pop(DIGEST, None)
     if want not in (None, digest(tensors, *(f"{k}={v}" for k,v in sorted(texts.items())))):
-        raise ValueError(f"{path}: is damaged, its contents do not match their digest; make it again")
+        raise ValueError(f"{path}: is damaged, its contents do not match their digest; write it again")
     return tensors, texts
 
 # %% ../nbs/102_files.ipynb #2b677cdb
@@ -150,7 +151,7 @@ def net_names(
 
 # %% ../nbs/102_files.ipynb #4cc39faf
 def raise_mismatch(
-    source:str, # how the message calls where the names come from
+    source:str, # where the names come from, for the message
     **wrong:list, # names by what is wrong with them
 ):
     "Raise a `ValueError` that lists what does not fit, if anything does not."
@@ -162,7 +163,7 @@ def raise_mismatch(
 def load_state(
     net:nn.Module, # network to fill in place
     state:dict, # tensors by name
-    source:str="state", # how the message calls where they come from
+    source:str="state", # their source, for the message
     names:dict|None=None, # {name in `net`: name in `state`}; names that are left out are the same in both
 ):
     "Fill `net` strictly: raises `ValueError` with the missing, unknown or misshaped names of `state`."

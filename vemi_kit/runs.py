@@ -86,6 +86,7 @@ def seed_all(
     if kind == "cuda": torch.cuda.manual_seed_all(seed)
     if kind == "mps": torch.mps.manual_seed(seed)
 
+# %% ../nbs/107_runs.ipynb #e7ad09bf
 @contextmanager
 def own_randomness(
     seed:int, # where the global generators start within the block
@@ -98,6 +99,16 @@ def own_randomness(
     finally: set_random_state(was, device)
 
 # %% ../nbs/107_runs.ipynb #4d2cb7e0
+def _lock_of(folder):
+    "The open lock file of a folder, which is made if missing; `OSError` if nothing can be written there."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder/"lock").open("ab")
+    except OSError as e:
+        why = "it is a file" if folder.is_file() else e.strerror
+        raise OSError(f"{str(folder)!r} is not a folder to write to ({why}); choose another") from e
+
+# %% ../nbs/107_runs.ipynb #e4b604ff
 @contextmanager
 def one_writer(
     folder:str|Path, # made if missing
@@ -106,13 +117,7 @@ def one_writer(
     that lock files, `OSError` if nothing can be written there.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder/"lock").open("ab")
-    except OSError as e:
-        why = "it is a file" if folder.is_file() else e.strerror
-        raise OSError(f"{str(folder)!r} is no folder to write to ({why}); choose another") from e
-    with file:
+    with _lock_of(folder) as file:
         lock_file(file, folder)
         yield
 
@@ -131,8 +136,8 @@ class AccelerateState:
 
 # %% ../nbs/107_runs.ipynb #d4a23aed
 def close_group():
-    """Close the connections between processes while the interpreter still lives: one of their threads that
-    outlives it aborts the process.
+    """Close the connections between processes before the interpreter ends: a thread of theirs that runs on
+    after it would abort the process.
     """
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
@@ -147,7 +152,7 @@ def make_accelerator(
     if device.index:
         how = "choose among several GPUs with the environment variable CUDA_VISIBLE_DEVICES"
         raise ValueError(f"device={str(device)!r} is not possible here; {how}")
-    # a group that the caller made is the caller's to close
+    # a group that the caller made is closed by the caller
     ours = not torch.distributed.is_initialized()
     with AccelerateState() as state:
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed_precision)

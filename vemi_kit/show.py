@@ -14,16 +14,21 @@ from torch import nn
 from .core import check_batch, check_finite, check_number, require
 
 # %% ../nbs/104_show.ipynb #65133b68
+def _check_grid(x, n_cols):
+    "Raise unless `x` is a batch that can be drawn, and `n_cols` a number of columns."
+    check_number(n_cols, "image_grid: n_cols", 1, whole=True)
+    check_finite(check_batch(x, "image_grid: x"), "image_grid: x")
+    if x.shape[1] not in (1,3) or not len(x):
+        raise ValueError(f"image_grid: x: expected (n, 1 or 3, h, w), got {tuple(x.shape)}")
+
+# %% ../nbs/104_show.ipynb #a7f78e95
 def image_grid(
     x:torch.Tensor, # (n, c, h, w) in [-1, 1], c = 1 or 3
     n_cols:int=8, # pictures a row
     pad:int=1, # white pixels between pictures
 ) -> np.ndarray: # (H, W, c) in [0, 1]
     "Tile a batch into one picture; values beyond [-1, 1] are clipped for display only."
-    check_number(n_cols, "image_grid: n_cols", 1, whole=True)
-    check_finite(check_batch(x, "image_grid: x"), "image_grid: x")
-    if x.shape[1] not in (1,3) or not len(x):
-        raise ValueError(f"image_grid: x: expected (n, 1 or 3, h, w), got {tuple(x.shape)}")
+    _check_grid(x, n_cols)
     x = (x.detach().float().cpu().clamp(-1,1) + 1) / 2
     n_cols = min(n_cols, len(x))
     x = torch.cat([x, x.new_ones(-len(x) % n_cols, *x.shape[1:])])
@@ -47,6 +52,14 @@ def _new_axis(n_rows, n_cols, scale, title):
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 # %% ../nbs/104_show.ipynb #f1f86894
+def _label_rows(ax, labels, height):
+    "Remove an axis' frame and ticks, and write a label beside each row."
+    ax.set(xticks=[], yticks=[height*(i+.5) for i in range(len(labels))])
+    ax.set_yticklabels(labels)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+# %% ../nbs/104_show.ipynb #f5568e50
 def show_images(
     x:torch.Tensor|dict, # a batch (n, c, h, w) in [-1, 1], or a dict of them: one labelled row each
     n_cols:int=8, # pictures a row
@@ -60,14 +73,17 @@ def show_images(
     g, n_rows = image_grid(x, n_cols), -(-len(x)//n_cols)
     if ax is None: ax = _new_axis(n_rows, min(n_cols, len(x)), scale, title)
     ax.imshow(g, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    h = g.shape[0]/n_rows
-    ax.set(xticks=[], yticks=[h*(i+.5) for i in range(len(labels))], title=title)
-    ax.set_yticklabels(labels)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+    _label_rows(ax, labels, g.shape[0]/n_rows)
     return ax
 
 # %% ../nbs/104_show.ipynb #606d677c
+def _fit_control(w):
+    "Room for a long name beside a widget, and enough digits for a fine step (.005 would read 0.01)."
+    w.style.description_width, w.layout.width = "10em", "30em"
+    if w.has_trait("readout_format") and w.step < .01: w.readout_format = ".3f"
+
+# %% ../nbs/104_show.ipynb #77cd3b5d
 def explore(
     draw:Callable, # a drawing function; what it returns is not shown
     **controls:object, # its arguments, as for `ipywidgets.interact`: (low, high), (low, high, step), a list
@@ -77,26 +93,27 @@ def explore(
     @functools.wraps(draw)
     def quiet(*args, **kw): draw(*args, **kw)
     f = interact(quiet, **controls)
-    for w in f.widget.children[:-1]:
-        # room for long names
-        w.style.description_width, w.layout.width = "10em", "30em"
-        # .005 would read 0.01
-        if w.has_trait("readout_format") and w.step < .01: w.readout_format = ".3f"
+    for w in f.widget.children[:-1]: _fit_control(w)
     return f
 
 # %% ../nbs/104_show.ipynb #1313b0e8
+def _check_versions(before, after):
+    "Raise unless both are finite batches of the same shape."
+    for name,x in dict(before=before, after=after).items():
+        check_finite(check_batch(x, f"split_view: {name}"), f"split_view: {name}")
+    if before.shape != after.shape:
+        shapes = f"before {tuple(before.shape)} and after {tuple(after.shape)}"
+        raise ValueError(f"split_view: {shapes} should be two versions of one picture")
+
+# %% ../nbs/104_show.ipynb #b22d691a
 def split_view(
     before:torch.Tensor, # (1, c, h, w)
     after:torch.Tensor, # (1, c, h, w)
     position:float=.5, # of the line, from 0 (all `after`) to 1 (all `before`)
 ) -> torch.Tensor: # (1, c, h, w)
     "One picture to the left of a white line, the other to the right of it."
-    for name,x in dict(before=before, after=after).items():
-        check_finite(check_batch(x, f"split_view: {name}"), f"split_view: {name}")
+    _check_versions(before, after)
     check_number(position, "split_view: position", 0, 1)
-    if before.shape != after.shape:
-        shapes = f"before {tuple(before.shape)} and after {tuple(after.shape)}"
-        raise ValueError(f"split_view: {shapes} should be two versions of one picture")
     k = round(position*before.shape[3])
     res = torch.cat([before[...,:k], after[...,k:]], 3)
     if 0 < k < res.shape[3]: res[...,k] = 1
