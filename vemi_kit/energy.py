@@ -28,8 +28,8 @@ def arithmetic(
 
 # %% ../nbs/301_energy.ipynb #8f11e1fe
 class SpectralNorm(nn.Module):
-    """Parametrization of a weight by its spectral norm: `w/sigma`, or `w/(sigma+1e-6)*min(sigma,1)` if
-    `lower_bounded`. One power iteration per call in training mode.
+    """Parametrization of a weight by its spectral norm: `w/sigma`, or `w/(sigma+1e-6)*min(sigma+1e-6, 1)` if
+    `lower_bounded`. One power iteration per call in training mode; no gradient flows through `sigma`.
     """
     def __init__(self,
         weight:torch.Tensor, # the weight to normalise, rows are outputs
@@ -59,10 +59,11 @@ def forward(self:SpectralNorm,
     weight:torch.Tensor, # as it is trained
 ) -> torch.Tensor: # as the layer uses it
     "The normalised weight."
-    m = weight.flatten(1)
+    m = weight.detach().flatten(1)
     if self.training: self.iterate(m)
-    with arithmetic(m.device): sigma = self.u.clone() @ (m @ self.v.clone())
-    return weight/(sigma + 1e-6)*sigma.clamp(max=1) if self.lower_bounded else weight/sigma
+    with arithmetic(m.device): sigma = self.u @ (m@self.v)
+    if not self.lower_bounded: return weight/sigma
+    return weight/(sigma + 1e-6)*(sigma + 1e-6).clamp(max=1)
 
 # %% ../nbs/301_energy.ipynb #a03b12c8
 def spectral(
@@ -191,20 +192,21 @@ def head(self:EnergyNet,
     x = torch.cat([t, s], 1)
     if self.fast: x = x.contiguous(memory_format=torch.channels_last)
     with arithmetic(x.device, PRECISIONS[self.precision]): x = self.blocks(F.leaky_relu(self.conv(x), .01))
-    with arithmetic(x.device): return self.linear(F.relu(x.float()).mean((2,3)))[:,0]
+    with arithmetic(x.device): return self.linear(F.relu(x.to(self.linear.bias.dtype)).mean((2,3)))[:,0]
 
 # %% ../nbs/301_energy.ipynb #be43396c
 @patch
 def forward(self:EnergyNet,
     t:torch.Tensor, # teacher pictures (b, channels_t, h, w)
     s:torch.Tensor, # student pictures (b, channels_s, h, w)
-) -> torch.Tensor: # (b,) float32
+) -> torch.Tensor: # (b,), float32 like the weights
     "Energies of pairs; raises `ValueError` for other shapes."
     c, (h, w) = self.config, self.config["size"]
     for name,x,ch in (("t",t,c["channels_t"]), ("s",s,c["channels_s"])):
         if tuple(x.shape[1:]) != (ch,h,w):
             raise ValueError(f"EnergyNet: expected {name} of shape (b, {ch}, {h}, {w}), got {tuple(x.shape)}")
-    return self.head(self.pool(t.float()), self.pool(s.float()))
+    dtype = self.linear.bias.dtype                                 # float32, unless the network was made double
+    return self.head(self.pool(t.to(dtype)), self.pool(s.to(dtype)))
 
 # %% ../nbs/301_energy.ipynb #89c8abb4
 @functools.lru_cache(maxsize=32)

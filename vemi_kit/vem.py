@@ -151,8 +151,9 @@ def detached_pair(
 # %% ../nbs/303_vem.ipynb #1e8bd863
 class VEM(EnergyTerm):
     """The mutual-information term of arXiv 2303.16050: an energy network, its short Langevin chain and its
-    optimiser. Settings: energy_steps (a call of `tighten`), n_steps, step_size, noise_std (None: matched to
-    the step), clamp, lambda_mi, l2, lr, betas.
+    optimiser. Settings: energy_steps (a call of `tighten`), n_steps, step_size (in the authors' code 100 for
+    CycleGAN, 50 for StyleGAN2, 1 for pix2pix), noise_std (None: matched to the step), clamp, lambda_mi, l2,
+    lr, betas.
     """
     defaults = dict(
         energy_steps=1, n_steps=10, step_size=100., noise_std=.005, clamp=(-1,1),
