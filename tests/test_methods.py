@@ -2,7 +2,7 @@
 import copy
 import pytest, torch, torch.nn.functional as F
 from torch import nn
-from vemi_kit.study.combinations import KINDS, Same
+from vemi_kit.study.combinations import CRITICS, KINDS, Same, critic_settings
 from vemi_kit.core import set_seed
 from vemi_kit.callbacks import Callback, History
 from vemi_kit.distill import distill
@@ -14,11 +14,11 @@ from vemi_kit.zoo.dcgan import SNDiscriminator
 
 METHODS = [
     "l1", "l2", "ssim", "style", "perceptual", "tv", "vid", "vid_features", "features", "channel",
-    "attention", "similarity", "crd", "cat", "cagc", "adversarial", "omgd",
+    "attention", "similarity", "crd", "cat", "cagc", "adversarial", "omgd", "relativistic",
 ]
 QUIET = dict(device="cpu", progress=False)
 # somebody else moves, so the student's loss need not fall
-GAMES = ("adversarial", "omgd")
+GAMES = ("adversarial", "omgd", "relativistic")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,9 @@ def run(t, formula, n_steps=6, lr=2e-3, **kw):
     set_seed(0)
     teacher, student = t["teacher"], copy.deepcopy(t["student"])
     names = [f.split("*")[-1].strip() for f in formula.split("+")]
-    args = {k: t[k] for k in ("adversarial", "omgd", "cagc") if k in names and k in t}
+    settings = {**critic_settings(t["adversarial"]), **t}
+    given = ("adversarial", "omgd", "cagc", *CRITICS)
+    args = {k: settings[k] for k in given if k in names and k in settings}
     objective = Objective(formula, **args, vem=dict(n_steps=4))
     was = [copy.deepcopy(list(n.state_dict().values())) for n in (teacher, student)]
     kw = dict(n_steps=n_steps, lr=lr, log_every=n_steps-1, **QUIET, **t.get("kw", {}), **kw)

@@ -65,6 +65,7 @@ from .methods.relations import *
 from .methods.cat import *
 from .methods.omgd import *
 from .methods.cagc import *
+from .methods.relativistic import *
 from .preflight import *
 from .callbacks import *
 from .distill import *

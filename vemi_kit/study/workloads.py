@@ -133,7 +133,8 @@ class Digits16(Workload):
     def settings(self, nets):
         d, wide = dict(discriminator=nets["discriminator"]), dict(wide=nets["teacher"])
         real = Batches(self.examples(), self.batch_size)
-        return dict(adversarial=d, omgd=dict(d, real=real, loss="hinge", reconstruction=0., teachers=wide))
+        omgd = dict(d, real=real, loss="hinge", reconstruction=0., teachers=wide)
+        return dict(adversarial=d, relativistic=d, omgd=omgd)
 
 # %% ../../nbs/912_study.workloads.ipynb #b59a4064
 class Faces32(Digits16):
@@ -215,8 +216,10 @@ class Photos2x(Workload):
         return y, f"{self.n_judge} other crops of the held-out photographs"
     def extractor(self): return Extractor(PooledFeatures(3))
     def settings(self, nets):
-        d = dict(discriminator=nets["discriminator"], loss="lsgan")
-        return dict(adversarial=dict(d, real="teacher"), omgd=dict(d, reconstruction=10.))
+        own = dict(discriminator=nets["discriminator"])
+        d = dict(own, loss="lsgan")
+        omgd = dict(d, reconstruction=10.)
+        return dict(adversarial=dict(d, real="teacher"), relativistic=own, omgd=omgd)
 
 # %% ../../nbs/912_study.workloads.ipynb #4223c102
 class Edges64(Photos2x):
@@ -235,6 +238,7 @@ class Edges64(Photos2x):
         run = learn_truth(nets["teacher"], data, n_steps, formula, lr=2e-3, device=device, adversarial=d)
         return dict(nets, discriminator=run.objective.methods["adversarial"].discriminator)
     def settings(self, nets):
-        d = dict(discriminator=nets["discriminator"], loss="lsgan", conditional=True)
+        own = dict(discriminator=nets["discriminator"], conditional=True)
+        d = dict(own, loss="lsgan")
         omgd = dict(d, reconstruction=10., teachers=dict(wide=nets["teacher"]))
-        return dict(adversarial=dict(d, real="teacher"), omgd=omgd)
+        return dict(adversarial=dict(d, real="teacher"), relativistic=own, omgd=omgd)
