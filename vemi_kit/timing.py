@@ -76,7 +76,7 @@ def torch_threads(
 
 # %% ../nbs/212_timing.ipynb #fa169090
 def _check_timing(net, inputs, seconds, warmup, **whole):
-    "What cannot be timed is told before the first run. A limit of NaN would never be reached."
+    "Raise for what cannot be timed, before the first run. A limit of NaN would never be reached."
     check_net(net, "latency: net")
     check_number(seconds, "latency: seconds", 0)
     check_number(warmup, "latency: warmup", 0, whole=True)
@@ -96,6 +96,7 @@ def _repeated(inputs, batch):
         raise ValueError(f"batch={batch} repeats one sample, but inputs have lengths {lengths}; give x[:1]")
     return [x.repeat(batch, *[1]*(x.ndim-1)) for x in inputs]
 
+# %% ../nbs/212_timing.ipynb #44daa251
 def _channels_last(net, inputs):
     "Copies with channels last in memory."
     last = dict(memory_format=torch.channels_last)
@@ -113,6 +114,7 @@ def _timings(net, inputs, device, seconds, warmup, threads, dtype):
         while len(times) < 3 or sum(times) < seconds*1e3: times.append(time_calls(run, device))
     return times
 
+# %% ../nbs/212_timing.ipynb #19c15b1f
 def _dtype_name(net, inputs, dtype):
     "What the network computes in, as text."
     if dtype: return str(dtype).removeprefix("torch.") + " autocast"
@@ -161,7 +163,7 @@ def machine(
 def machine_text(
     device:str|torch.device="cpu", # that computes
 ) -> str:
-    "The same in words."
+    "What `machine` returns, as one line of text."
     return ", ".join(f"{k.replace('_', ' ')} {v}" for k,v in machine(device).items())
 
 # %% ../nbs/212_timing.ipynb #2c1334f8
@@ -195,11 +197,13 @@ def macs_ratio(self:CostReport) -> float:
     "How many times more MACs the teacher has."
     return self.macs[0]/self.macs[1]
 
+# %% ../nbs/212_timing.ipynb #87aa0c43
 @patch(as_prop=True)
 def params_ratio(self:CostReport) -> float:
     "How many times more parameters the teacher has."
     return self.params[0]/self.params[1]
 
+# %% ../nbs/212_timing.ipynb #2b84bf15
 @patch
 def speedup(self:CostReport,
     batch:int, # one of the timed batch sizes

@@ -45,6 +45,13 @@ def batch(self:Latents,
     return torch.randn(self.batch_size, *self.shape, generator=generator(draw_seed(self.seed, i)))
 
 # %% ../../nbs/204_data.batches.ipynb #369dd890
+def _check_sizes(sizes):
+    "Raise `ValueError` if pictures differ in size; `sizes` holds a file's name for each size."
+    if len(sizes) <= 1: return
+    some = ", ".join(f"{name} is {h}x{w}" for (h,w),name in list(sizes.items())[:4])
+    raise ValueError(f"Batches: sizes differ: {some}; open the folder with size=, or take equal crops")
+
+# %% ../../nbs/204_data.batches.ipynb #2be75c61
 def _count(items):
     "How many items; `ValueError` if the tensors of a tuple differ in length or pictures in size."
     parts = items if isinstance(items, tuple) else (items,)
@@ -55,10 +62,7 @@ def _count(items):
     if len(set(lengths)) > 1:
         told = f"expected tensors of equal length, got {lengths} items; each input needs its own target"
         raise ValueError(f"Batches: {told}")
-    sizes = getattr(items, "sizes", {})
-    if len(sizes) > 1:
-        some = ", ".join(f"{name} is {h}x{w}" for (h,w),name in list(sizes.items())[:4])
-        raise ValueError(f"Batches: sizes differ: {some}; open the folder with size=, or take equal crops")
+    _check_sizes(getattr(items, "sizes", {}))
     return lengths[0]
 
 # %% ../../nbs/204_data.batches.ipynb #5d290d2a
@@ -155,6 +159,7 @@ def batch(self:Stream,
         self.at += 1
     return b
 
+# %% ../../nbs/204_data.batches.ipynb #254c07e3
 @patch
 def _swap(self:Stream, state):
     "Set the global generators and the loader's; gives what they were."
@@ -184,6 +189,7 @@ def _parts(x, batch_size, what):
     if isinstance(x, Iterable) or hasattr(x, "__getitem__"): return x
     raise TypeError(f"{what}: expected pictures (n, c, h, w) or batches of them, got {type(x).__name__}")
 
+# %% ../../nbs/204_data.batches.ipynb #befc5a4e
 def _one_batch(b, what):
     "A batch; a data set's pictures with labels are refused."
     if not isinstance(b, (tuple, list)): return b
@@ -194,7 +200,7 @@ def picture_batches(
     x:torch.Tensor|Iterable, # pictures (n, c, h, w) in [-1, 1], or an iterable of such batches
     batch_size:int=512, # pictures of a tensor at a time
     n:int|None=None, # stop after this many; None: all
-    what:str="pictures", # how messages call them
+    what:str="pictures", # their name in messages
 ) -> Iterator: # of checked batches
     "Batches of pictures; raises `TypeError` or `ValueError` for anything else, or fewer than `n`."
     if n is not None: check_number(n, f"{what}: n", 1, whole=True)

@@ -17,6 +17,7 @@ from .pictures import resize
 # %% ../../nbs/203_data.folders.ipynb #3d76f6e5
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
+# %% ../../nbs/203_data.folders.ipynb #f89c0b84
 def _folders(root):
     "`root` and the folders below it, without hidden ones; linked folders once, if not seen already."
     top, seen, found, todo, links = root.resolve(), set(), [], [root], []
@@ -35,7 +36,7 @@ def find_images(
     folder:str|Path, # where to look
     recursive:bool=True, # look into subfolders, linked ones included
 ) -> tuple: # sorted: image files, and what is named like one but is a pipe or a dead link
-    "What is named like a picture below `folder`, without hidden ones; `FileNotFoundError` if it is missing."
+    "Everything named like a picture below `folder`, without hidden ones; `FileNotFoundError` without it."
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"no folder {str(folder)!r}")
     found = [p for d in (_folders(folder) if recursive else [folder]) for p in d.iterdir()]
@@ -43,6 +44,7 @@ def find_images(
     files = sorted(p for p in named if p.is_file())
     return files, sorted(p for p in named if not p.is_file() and not p.is_dir())
 
+# %% ../../nbs/203_data.folders.ipynb #54cec36e
 def image_files(
     folder:str|Path, # where to look
     recursive:bool=True, # look into subfolders, linked ones included
@@ -52,7 +54,7 @@ def image_files(
     """
     files, odd = find_images(folder, recursive)
     some = ", ".join(p.name for p in odd[:4]) + (", ..." if len(odd) > 4 else "")
-    if odd: warnings.warn(f"{folder}: left out, because no regular files: {some}")
+    if odd: warnings.warn(f"{folder}: left out, because not regular files: {some}")
     if files: return files
     raise FileNotFoundError(f"folder {str(folder)!r} holds no image; looked for {', '.join(IMAGE_SUFFIXES)}")
 
@@ -76,7 +78,7 @@ def upright(
     im:object, # a picture as Pillow has it
     path:str|Path, # where it comes from, for the warning
 ) -> tuple: # the picture turned as its EXIF note says, and EXIF as bytes without that note; b"" if none
-    "Turn a picture upright. Broken EXIF costs the note, not the picture: a warning tells of it."
+    "Turn a picture upright. If its EXIF is broken, a warning says so and the picture stays as it is."
     from PIL import ImageOps
     try:
         up = ImageOps.exif_transpose(im)
@@ -87,6 +89,7 @@ def upright(
         warnings.warn(f"{path}: its EXIF cannot be read ({type(e).__name__}: {e}) and is left out")
         return im, b""
 
+# %% ../../nbs/203_data.folders.ipynb #5ef4feab
 def _open_image(path):
     "A decoded picture, upright; `ValueError` that names the file if it cannot be decoded."
     from PIL import Image
@@ -102,6 +105,13 @@ def _open_image(path):
 # %% ../../nbs/203_data.folders.ipynb #57a0df45
 _MODES = {1: "L", 3: "RGB"}
 
+def _converted(im, channels, path):
+    "A picture in the mode of so many channels; `ValueError` if it cannot be converted."
+    im = _deep_grey(im, path) if im.mode[0] in "IF" else im
+    try: return im.convert(_MODES[channels])
+    except ValueError as e: raise ValueError(f"{path}: mode {im.mode} is not supported ({e})") from e
+
+# %% ../../nbs/203_data.folders.ipynb #c99608ae
 def load_image(
     path:str|Path, # an image file
     channels:int=3, # 1 (grey) or 3 (colour)
@@ -112,15 +122,12 @@ def load_image(
     """
     if channels not in _MODES: raise ValueError(f"load_image: channels: expected 1 or 3, got {channels!r}")
     im = _open_image(path)
-    if im.mode != _MODES[channels]:
-        if not convert:
-            raise ValueError(
-                f"{path}: expected {channels} channels (mode {_MODES[channels]}), got mode "
-                f"{im.mode}; pass convert=True to convert such files"
-            )
-        im = _deep_grey(im, path) if im.mode[0] in "IF" else im
-        try: im = im.convert(_MODES[channels])
-        except ValueError as e: raise ValueError(f"{path}: mode {im.mode} is not supported ({e})") from e
+    if im.mode != _MODES[channels] and not convert:
+        raise ValueError(
+            f"{path}: expected {channels} channels (mode {_MODES[channels]}), got mode "
+            f"{im.mode}; pass convert=True to convert such files"
+        )
+    if im.mode != _MODES[channels]: im = _converted(im, channels, path)
     x = torch.tensor(np.array(im, dtype=np.float32)).reshape(im.height, im.width, channels)
     return x.permute(2,0,1)/127.5 - 1
 
@@ -189,7 +196,7 @@ def _pair_up(a, b):
     odd = sorted(stems.keys() ^ partners.keys())
     if odd:
         raise ValueError(
-            f"{len(odd)} files stand in one folder only: {', '.join(odd[:4])}; "
+            f"{len(odd)} files are in one folder only: {', '.join(odd[:4])}; "
             f"inputs and targets need equal names"
         )
     a.files, b.files = list(stems.values()), [partners[s] for s in stems]

@@ -13,7 +13,7 @@ from ..core import check_finite, check_number, generator, require
 # %% ../../nbs/201_data.pictures.ipynb #3fd18292
 def sides(
     size:int|tuple, # a side, or (h, w)
-    name:str="size", # how the message calls it
+    name:str="size", # its name in the message
 ) -> tuple: # (h, w)
     "Two whole numbers from 1; raises `TypeError` or `ValueError` otherwise."
     pair = tuple(size) if isinstance(size, (tuple,list)) else (size, size)
@@ -68,7 +68,7 @@ def faces(
     """
     x = require("skimage.data", "demo").lfw_subset()
     x = torch.tensor(x, dtype=torch.float32)[:,None]*2 - 1
-    # each kind is split by itself, so that a face's part never changes
+    # each kind is split separately, so that a face is always in the same part
     i = _split(100, split)
     return resize(x, size)[i if faces_only else torch.cat([i, i+100])]
 

@@ -137,7 +137,7 @@ def _n_features(self:FeatureMetric): return next(v for v in self.real.values() i
 # %% ../../nbs/223_metrics.distances.ipynb #aa85719f
 @patch
 def _first(self:FeatureMetric, f, state, x, n, what):
-    "State and number of features; too few pictures are told here, before the others are looked at."
+    "State and number of features; too few pictures raise here, before the others are read."
     known = min(n or len(x), len(x)) if torch.is_tensor(x) else n
     if known: self._check_n(known, what, f.shape[1])
     if state is None: return self._state(f.shape[1]), f.shape[1]

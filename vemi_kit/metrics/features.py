@@ -138,6 +138,7 @@ def _name(self:Extractor):
     if not isinstance(self.net, nn.Module): return self._given
     return f"{self._given or type(self.net).__name__}:{weights_hash(self.net)}"
 
+# %% ../../nbs/221_metrics.features.ipynb #c315d3f3
 @patch
 def check_unchanged(self:Extractor):
     "Raise `RuntimeError` if the network's weights are not those of the start."
@@ -150,6 +151,7 @@ def resize_name(self:Extractor) -> str:
     "The filter, for the protocol."
     return self.resize_note or ("bicubic antialias" if self.size else "none")
 
+# %% ../../nbs/221_metrics.features.ipynb #7a02e9c3
 @patch(as_prop=True)
 def crop_name(self:Extractor) -> str:
     "The crop, for the protocol."
@@ -188,6 +190,7 @@ def _device(self:Extractor, x):
     own = self.net.parameters() if isinstance(self.net, nn.Module) else ()
     return next((p.device for p in own), x.device)
 
+# %% ../../nbs/221_metrics.features.ipynb #05d3a4d2
 @patch
 def __call__(self:Extractor,
     x:torch.Tensor, # pictures that went through `prepare`
