@@ -1,5 +1,5 @@
 "A run that is killed, interrupted, cut short or fed wrong: it goes on to the bit, or says why it does not."
-import json, random, re, resource, signal, subprocess, sys, time
+import json, os, random, re, resource, signal, subprocess, sys, time
 import numpy as np, pytest, torch
 from pathlib import Path
 from torch import nn
@@ -121,6 +121,109 @@ def wait_for_steps(folder, rows, seconds=60):
         if path.exists() and len(path.read_text().splitlines()) >= rows: return
         time.sleep(.02)
     raise AssertionError("the run did not start")
+
+
+WORKERS = """
+import sys, time, torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from vemi_kit.core import set_seed
+from vemi_kit.distill import distill
+
+class Slow(Dataset):
+    def __len__(self): return 40
+    def __getitem__(self, i):
+        time.sleep(.05)
+        return torch.full((1,8,8), i/40) + torch.randn(1)/9
+
+class Net(nn.Module):
+    def __init__(self, w, ballast):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1,w,3,padding=1), nn.ReLU(), nn.Conv2d(w,1,3,padding=1), nn.Tanh())
+        self.register_buffer("ballast", torch.zeros(ballast))
+    def forward(self, x): return self.layers(x)
+
+if __name__ == "__main__":
+    out, method, ballast, n_steps = *sys.argv[1:3], *map(int, sys.argv[3:])
+    torch.set_num_threads(1)
+    set_seed(0)
+    kw = dict(num_workers=2, multiprocessing_context=method) if method != "none" else {}
+    data = DataLoader(Slow(), 4, shuffle=True, **kw)
+    distill(Net(4, 0), Net(2, ballast), data, out=out, resume=True, n_steps=n_steps, every=3, log_every=1,
+        device="cpu", progress=False)
+"""
+
+
+def start_workers(out, method, ballast=0, n_steps=1000):
+    "A run whose data come slowly, from processes; a session of its own, so that a terminal's signal can be sent."
+    script = out.parent/"workers.py"
+    script.write_text(WORKERS)
+    args = [sys.executable, str(script), str(out), method, str(ballast), str(n_steps)]
+    kw = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(args, start_new_session=True, **kw)
+
+
+def nobody_left(group):
+    try: os.killpg(group, 0)
+    except ProcessLookupError: return True
+
+
+def stopped_among_workers(out, wait_for, method, sig, delay=0.):
+    "All processes get the signal: saved, ended as interrupted, and no worker is left."
+    p = start_workers(out, method)
+    wait_for_steps(out, 4, 120)
+    time.sleep(delay)
+    os.killpg(p.pid, sig)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode not in (0, 1) and err.strip().splitlines()[-1] == "KeyboardInterrupt", err
+    state = torch.load(out/"checkpoint.pt", weights_only=True)
+    assert state["step"] == len((out/"history.jsonl").read_text().splitlines()) >= 4
+    wait_for(lambda: nobody_left(p.pid), seconds=20)
+
+
+def test_the_signal_of_a_terminal_among_workers(tmp_path, wait_for):
+    stopped_among_workers(tmp_path/"run", wait_for, "spawn", signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_signals_among_workers(tmp_path, wait_for, method, sig):
+    for i in range(3): stopped_among_workers(tmp_path/str(i), wait_for, method, sig, i*.17)
+
+
+@pytest.mark.slow
+def test_workers_that_are_ended_first(tmp_path, wait_for):
+    "A scheduler ends process after process: torch tells of dead workers before our own signal comes."
+    p = start_workers(tmp_path/"run", "spawn")
+    wait_for_steps(tmp_path/"run", 4, 120)
+    children = Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()
+    for child in map(int, children): os.kill(child, signal.SIGTERM)
+    time.sleep(.2)
+    p.terminate()
+    _, err = p.communicate(timeout=60)
+    assert p.returncode not in (0, 1) and err.strip().splitlines()[-1] == "KeyboardInterrupt", err
+    assert torch.load(tmp_path/"run/checkpoint.pt", weights_only=True)["step"] >= 4
+    wait_for(lambda: nobody_left(p.pid), seconds=20)
+
+
+def test_a_second_signal_during_a_save(tmp_path):
+    "It ends the process at once; the last whole checkpoint is there, and the run goes on from it."
+    out = tmp_path/"run"
+    p = start_workers(out, "none", 30_000_000)
+    wait_for_steps(out, 4)
+    p.send_signal(signal.SIGINT)
+    while not list(out.glob("*.part*")): assert p.poll() is None, p.communicate()
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode not in (0, 1) and err.strip().splitlines()[-1] == "KeyboardInterrupt", err
+    assert torch.load(out/"checkpoint.pt", weights_only=True)["step"] == 3
+    assert not list(out.glob("*.part*"))
+    p = start_workers(out, "none", 30_000_000)
+    wait_for_steps(out, 5)
+    p.terminate()
+    p.communicate(timeout=60)
+    assert torch.load(out/"checkpoint.pt", weights_only=True)["step"] >= 5
 
 
 def test_one_process_writes_to_a_folder(tmp_path):

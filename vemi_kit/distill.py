@@ -16,7 +16,7 @@ from .core import check_finite, check_net, check_number, frozen
 from .doors import check_device, door, one_of
 from .processes import sync_buffers, sync_grads
 from .runs import calm_interrupt, make_accelerator, one_writer, own_randomness
-from .runs import random_state, set_random_state
+from .runs import random_state, set_random_state, until_stopped
 from .data.batches import Stream
 from .schedules import Plan, cosine
 from .methods.reader import Reader
@@ -116,7 +116,9 @@ def pictures(self:Distiller,
 @patch
 def prepare(self:Distiller):
     "Look at the first batch, build the methods and the optimiser, and check what can be checked before work."
-    whole = self.data.batch(0)
+    alone = self.accelerator.num_processes == 1
+    whole = until_stopped(self, lambda: self.data.batch(0), alone)
+    if whole is None: raise KeyboardInterrupt
     batch = self.share(whole)
     t, s = first_look(self, batch)
     self.objective.to(self.device)
@@ -186,8 +188,9 @@ def count_skipped(self:Distiller):
 def fit(self:Distiller,
     resume:str|Path|None=None, # a checkpoint to go on from
 ) -> Distiller: # self
-    """Run to `n_steps`. Ctrl-C, SIGTERM or SIGHUP end the run after the step in progress, let the callbacks
-    save, and raise `KeyboardInterrupt`. Global generators and accelerate's state are left as they were.
+    """Run to `n_steps`. Ctrl-C, SIGTERM or SIGHUP end the run after the step in progress, or while it waits
+    for data, let the callbacks save, and raise `KeyboardInterrupt`. Global generators and accelerate's state
+    are left as they were.
 
     Several processes leave the loop together: a request to stop travels with the gradients, so they take at
     most one step more. None returns before the first has written its last checkpoint.
@@ -216,11 +219,8 @@ def loop(self:Distiller) -> str: # finished or interrupted
     status, alone = "failed", self.accelerator.num_processes == 1
     try:
         while self.step < self.n_steps and not (self.stop if alone else self.stopped):
-            try: batch = self.batch(self.step)
-            except Exception:
-                # a loader whose workers were ended by the same signal
-                if self.stop: break
-                raise
+            batch = until_stopped(self, lambda: self.batch(self.step), alone)
+            if batch is None: break
             figures = self.one_step(batch)
             for c in self.callbacks: c.after_step(figures)
         for n,p in self.student.named_parameters(): check_finite(p.detach(), f"Distiller: student, {n}")
