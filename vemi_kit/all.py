@@ -25,6 +25,7 @@ from .metrics.features import *
 from .metrics.protocol import *
 from .metrics.distances import *
 from .metrics.fidelity import *
+from .metrics.imagenet import *
 from .energy import *
 from .chains import *
 from .vem import *
