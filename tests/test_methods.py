@@ -74,7 +74,7 @@ def test_alone_and_with_vem(task, name, method):
             assert "vem/gap" in last and "vem/drift" in last
         # what is private stays private: discriminators, online teachers, fixed features
         for m in methods.values():
-            for k in ("discriminator", "teachers", "critics", "eyes", "extractor", "terms"):
+            for k in ("discriminator", "teachers", "critics", "perceptual_term", "extractor", "terms"):
                 assert not trained & ids(getattr(m, k, nn.Module()))
 
 

@@ -14,14 +14,12 @@ def kernel_alignment(
     x:torch.Tensor, # features (b, ...), b of 2 or more
     y:torch.Tensor, # other features (b, ...) of the same pictures
 ) -> torch.Tensor: # scalar in [0, 1]: cosine between the two matrices of inner products
-    """How alike two networks see the likenesses in a batch (CAT, arXiv 2103.03467); blind to scale and to
-    rotations of the features. Raises `ValueError` for one picture, which is always aligned.
+    """Agreement of two networks on which pictures of a batch are similar (CAT, arXiv 2103.03467); invariant
+    to scale and rotation of the features. Raises `ValueError` for one picture, which is always aligned.
     """
     if len(x) != len(y) or len(x) < 2:
-        raise ValueError(
-            f"kernel_alignment: batches of equal size, two pictures or more expected, got {len(x)} and "
-            f"{len(y)}"
-        )
+        raise ValueError("kernel_alignment: batches of equal size, two pictures or more expected, got "
+                         f"{len(x)} and {len(y)}")
     kx, ky = ((f := v.flatten(1)/v.numel()**.5) @ f.T for v in (x, y))
     return (kx*ky).sum()/(kx.norm()*ky.norm()).clamp_min(1e-30)
 

@@ -6,9 +6,10 @@
 __all__ = ['FeatureMethod', 'Features']
 
 # %% ../../nbs/606_methods.features.ipynb #7e1c9512
-import torch.nn.functional as F
+import torch, torch.nn.functional as F
 from collections.abc import Iterable
 from fastcore.all import patch
+from torch import nn
 from .base import Method
 from .taps import FeatureAdaptors, match_layers
 
@@ -28,41 +29,55 @@ class FeatureMethod(Method):
         super().__init__(weight)
         self.wanted, self.lr_scale, self.adaptor = layers, lr_scale, adaptor
 
-    def prepare(self, teacher, student, batch, t, s):
-        found = match_layers(teacher, student, batch, self.wanted, self.read.call, self.name)
-        self.layers, self.channels = {k: v[0] for k,v in found.items()}, {k: v[1:] for k,v in found.items()}
-        if self.translated:
-            self.adaptors = FeatureAdaptors(teacher, student, found, self.adaptor).to(s.device)
+# %% ../../nbs/606_methods.features.ipynb #0bb01601
+@patch
+def prepare(self:FeatureMethod,
+    teacher:nn.Module, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor, # see `Method.prepare`
+):
+    "Find the layers and their channels; with `translated`, make the adaptors."
+    found = match_layers(teacher, student, batch, self.wanted, self.read.call, self.name)
+    self.layers, self.channels = {k: v[0] for k,v in found.items()}, {k: v[1:] for k,v in found.items()}
+    if self.translated: self.adaptors = FeatureAdaptors(teacher, student, found, self.adaptor).to(s.device)
 
-    def distance(self, layer, ft, fs):
-        raise TypeError(f"{type(self).__name__} must define distance(layer, ft, fs)")
+@patch
+def student_parameters(self:FeatureMethod) -> list: # of parameter groups
+    "What trains with the student: adaptors, and what a subclass adds."
+    ps = list(self.parameters())
+    return [dict(params=ps, lr_scale=self.lr_scale)] if ps else []
 
-    def loss(self, batch, t, s, features=None):
-        terms = {k: self.distance(k, ft.detach(), fs) for k,(ft,fs) in self.pairs(features).items()}
-        figures = {k.replace(".","/"): v.item() for k,v in terms.items()} if len(terms) > 1 else {}
-        return sum(terms.values()), figures
-
-    def student_parameters(self):
-        ps = list(self.parameters())
-        return [dict(params=ps, lr_scale=self.lr_scale)] if ps else []
+# %% ../../nbs/606_methods.features.ipynb #bc6b6ccc
+@patch
+def distance(self:FeatureMethod,
+    layer:str, # of the teacher
+    ft:torch.Tensor, # its features (b, c, h, w), without a graph
+    fs:torch.Tensor, # the student's, with their graph
+) -> torch.Tensor: # scalar
+    "What a subclass defines."
+    raise TypeError(f"{type(self).__name__} must define distance(layer, ft, fs)")
 
 # %% ../../nbs/606_methods.features.ipynb #efa26492
 @patch
 def pairs(self:FeatureMethod,
-    features:dict|None, # {"teacher": {layer: tensor}, "student": {layer: tensor}}, as the loop heard them
+    features:dict|None, # {"teacher": {layer: tensor}, "student": {layer: tensor}}, as the loop captured them
 ) -> dict: # {teacher's layer: (its features, the student's)}
-    "Features that belong together, translated if need be; `RuntimeError` if the loop has not listened."
+    "Features that belong together, the student's translated; `RuntimeError` if the loop captured none."
     if not features:
-        raise RuntimeError(
-            f"{self.name}: no features; the loop must listen to `objective.layers` and pass "
-            f"features={{'teacher': {{...}}, 'student': {{...}}}}, as Distiller does"
-        )
+        raise RuntimeError(f"{self.name}: no features; the loop must listen to `objective.layers` and pass "
+                           "features={'teacher': {...}, 'student': {...}}, as Distiller does")
     t, s = features["teacher"], features["student"]
     for k,n in self.layers.items():
         if len(t[k]) != len(s[n]):
             raise ValueError(f"{self.name}: {len(t[k])} of {k!r} and {len(s[n])} of {n!r} are no pairs")
     if self.translated: return self.adaptors.translate(t, s)
     return {k: (t[k], s[n]) for k,n in self.layers.items()}
+
+# %% ../../nbs/606_methods.features.ipynb #60d50d4d
+@patch
+def loss(self:FeatureMethod, batch:object, t:torch.Tensor, s:torch.Tensor, features:dict|None=None) -> tuple:
+    "Sum of the distances; logs each of several by its layer's name."
+    terms = {k: self.distance(k, ft.detach(), fs) for k,(ft,fs) in self.pairs(features).items()}
+    figures = {k.replace(".","/"): v.item() for k,v in terms.items()} if len(terms) > 1 else {}
+    return sum(terms.values()), figures
 
 # %% ../../nbs/606_methods.features.ipynb #9eb34e1a
 class Features(FeatureMethod):

@@ -32,18 +32,16 @@ def deeper(
     config = getattr(student, "config", {})
     if "n_blocks" in config: return with_width(student, depth=more*config["n_blocks"])
     if "level_blocks" in config: return with_width(student, level_blocks=more+config["level_blocks"])
-    raise TypeError(
-        f"deeper: {type(student).__name__} has no number of blocks to raise; give OMGD "
-        f"teachers={{'wide': ..., 'deep': ...}} yourself"
-    )
+    raise TypeError(f"deeper: {type(student).__name__} has no number of blocks to raise; give OMGD "
+                    "teachers={'wide': ..., 'deep': ...} yourself")
 
 # %% ../../nbs/612_methods.omgd.ipynb #7f9faf3d
 class OMGD(Method):
     """Online distillation from teachers that train beside the student (OMGD, arXiv 2108.06908): SSIM 10,
     style 1e4, perceptual 10, total variation 1e-5 for each teacher, and `channel` for the first.
 
-    Each step: teachers answer; discriminators and teachers take their steps; the student follows the
-    answers. Logs the GAN losses and, with `score`, each teacher's best one so far and which is `chosen`.
+    Each step: the teachers' pictures; a step of each discriminator and teacher; the student's terms towards
+    these pictures. Logs the GAN losses and, with `score`, each teacher's best one and which is `chosen`.
     """
     name, inside, seen_by = "omgd", True, ""
     def __init__(self,
@@ -81,16 +79,19 @@ class OMGD(Method):
         self.channel = Channel(channel, layers, adaptor=adaptor) if channel else None
         self.n_seen, self.best, self._answers = 0, {}, None
 
-    @property
-    def chosen(self):
-        "Name of the teacher with the best score so far; None without one."
-        return min(self.best, key=self.best.get, default=None)
-    @property
-    def note(self):
-        told = [self.seen_by] if self.seen_by else []
-        scores = ", ".join(f"{k} {v:.4g}" for k,v in self.best.items())
-        if self.best: told.append(f"chosen teacher {self.chosen!r}, scores {scores}")
-        return "; ".join(told)
+# %% ../../nbs/612_methods.omgd.ipynb #23738677
+@patch(as_prop=True)
+def chosen(self:OMGD) -> str|None:
+    "Name of the teacher with the best score so far; None without a score."
+    return min(self.best, key=self.best.get, default=None)
+
+@patch(as_prop=True)
+def note(self:OMGD) -> str:
+    "Whose features the terms compare, and the scores."
+    told = [self.seen_by] if self.seen_by else []
+    scores = ", ".join(f"{k} {v:.4g}" for k,v in self.best.items())
+    if self.best: told.append(f"chosen teacher {self.chosen!r}, scores {scores}")
+    return "; ".join(told)
 
 # %% ../../nbs/612_methods.omgd.ipynb #cf6dcce1
 @patch
@@ -98,20 +99,28 @@ def prepare(self:OMGD,
     teacher:nn.Module, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor, # see `Method.prepare`
 ):
     "Build teachers, discriminators and terms."
-    given = self._given or {"wide": teacher, "deep": deeper(student)}
-    trained = lambda net: deepcopy(net).to(s.device).train().requires_grad_(True)
-    self.teachers = nn.ModuleDict({k: trained(net) for k,net in given.items()})
-    self.opts = {k: torch.optim.Adam(net.parameters(), self.lr, (.5,.999)) for k,net in self.teachers.items()}
-    kw = dict(lr=self.lr, real=self.real, loss=self.loss_name, conditional=self.conditional)
-    self.critics = nn.ModuleDict({k: Adversarial(self._discriminator[0], **kw) for k in given})
+    self.prepare_teachers(self._given or {"wide": teacher, "deep": deeper(student)}, s.device)
     for m in self.parts(): m.read = self.read
     for m in [*self.critics.values(), *self.terms.values()]: m.prepare(teacher, student, batch, t, s)
     for c in self.critics.values(): c.opt.param_groups[0]["betas"] = (.5, .999)
     self.seen_by = next((m.note for m in self.terms.values() if m.note), "")
     if self.channel: self.prepare_channel(student, batch, t, s)
-    if self._score:
-        copies = {k: deepcopy(net).eval().requires_grad_(False) for k,net in self.teachers.items()}
-        self.kept = nn.ModuleDict(copies)
+
+# %% ../../nbs/612_methods.omgd.ipynb #12062c3c
+@patch
+def prepare_teachers(self:OMGD,
+    given:dict, # networks by name
+    device:torch.device, # of the run
+):
+    "Copies of the networks, their optimisers and discriminators; with a score also their best states."
+    trained = lambda net: deepcopy(net).to(device).train().requires_grad_(True)
+    self.teachers = nn.ModuleDict({k: trained(net) for k,net in given.items()})
+    self.opts = {k: torch.optim.Adam(net.parameters(), self.lr, (.5,.999)) for k,net in self.teachers.items()}
+    kw = dict(lr=self.lr, real=self.real, loss=self.loss_name, conditional=self.conditional)
+    self.critics = nn.ModuleDict({k: Adversarial(self._discriminator[0], **kw) for k in given})
+    if not self._score: return
+    kept = lambda net: deepcopy(net).eval().requires_grad_(False)
+    self.kept = nn.ModuleDict({k: kept(net) for k,net in self.teachers.items()})
 
 # %% ../../nbs/612_methods.omgd.ipynb #d0a0800f
 @patch
@@ -134,7 +143,7 @@ def answer(self:OMGD,
     net:nn.Module, # the teacher, or its best state
     batch:object, # as the data gave it
 ) -> tuple: # pictures (b, c, h, w), {layer: features}
-    "What a teacher gives for this batch; features are those of the first teacher for the channel term."
+    "A teacher's pictures for this batch, and of the first teacher the features for the channel term."
     tapped = self.channel and name == next(iter(self.teachers))
     with Taps(net, self.channel.layers if tapped else ()) as taps: y = self.read(net, batch)
     return y, taps.seen
@@ -147,13 +156,24 @@ def teach(self:OMGD,
     batch:object, # as the data gave it
     t:torch.Tensor, # pictures of the run's teacher
 ):
-    "Step a teacher and its discriminator; their losses go into the figures."
-    net, critic, opt = self.teachers[name], self.critics[name], self.opts[name]
+    "A step of a teacher and its discriminator; their losses go into the figures."
+    critic = self.critics[name]
     self._figures[f"{name}_d"] = critic.update(batch, critic.reals(batch, t), y.detach())
     loss = gan = critic.judge(batch, y)
     if self.reconstruction:
         loss = loss + self.reconstruction*F.l1_loss(y, self.positive(batch, t, "target"))
     check_finite(loss.detach(), f"omgd: the loss of teacher {name!r}", f"Lower lr ({self.lr:g}).")
+    self.descend(name, loss)
+    self._figures[f"{name}_g"] = gan.item()
+
+# %% ../../nbs/612_methods.omgd.ipynb #3d6300f3
+@patch
+def descend(self:OMGD,
+    name:str, # of the teacher
+    loss:torch.Tensor, # scalar with a graph
+):
+    "One step of the teacher's optimiser, with gradients averaged over processes."
+    net, opt = self.teachers[name], self.opts[name]
     opt.zero_grad(set_to_none=True)
     loss.backward()
     sync_grads(net.parameters())
@@ -161,7 +181,6 @@ def teach(self:OMGD,
     opt.step()
     opt.zero_grad(set_to_none=True)
     sync_buffers(net)
-    self._figures[f"{name}_g"] = gan.item()
 
 # %% ../../nbs/612_methods.omgd.ipynb #63c3ec50
 @patch
@@ -169,7 +188,7 @@ def follow(self:OMGD,
     batch:object, # as the data gave it
     t:torch.Tensor, # pictures of the run's teacher (b, c, h, w)
 ) -> torch.Tensor: # like t
-    "Let the teachers answer and learn; returns the pictures of the chosen one, or of the first."
+    "The teachers' pictures and their steps; returns the pictures of the chosen one, or of the first."
     first, train = next(iter(self.teachers)), self.n_seen % self.n_dis == 0
     answers, feats, self._figures = {}, {}, {}
     for k,net in self.teachers.items():
@@ -187,13 +206,14 @@ def follow(self:OMGD,
 # %% ../../nbs/612_methods.omgd.ipynb #98e4efe7
 @patch
 def keep_best(self:OMGD):
-    "Score the teachers and keep the state of each that beat its best."
+    "Score the teachers and keep each state that is better than its best so far."
     for k,net in self.teachers.items():
         with frozen(net), torch.no_grad(): value = float(self._score(net))
         if value < self.best.get(k, float("inf")):
             self.best[k] = value
             self.kept[k].load_state_dict(net.state_dict())
 
+# %% ../../nbs/612_methods.omgd.ipynb #1a9258db
 @patch
 def best_answers(self:OMGD, batch:object) -> tuple: # pictures by teacher, {layer: features} of the first
     "Answers of the kept states; logs the scores."
@@ -202,32 +222,41 @@ def best_answers(self:OMGD, batch:object) -> tuple: # pictures by teacher, {laye
     self._figures |= {f"{k}_chosen": float(k == self.chosen) for k in self.best}
     return {k: y for k,(y,_) in given.items()}, given[next(iter(given))][1]
 
-# %% ../../nbs/612_methods.omgd.ipynb #93c551fc
+# %% ../../nbs/612_methods.omgd.ipynb #417c2f4c
+@patch
+def picture_terms(self:OMGD,
+    batch:object, # as the data gave it
+    s:torch.Tensor, # student pictures with their graph
+) -> dict: # {teacher_term: (weight, scalar)}
+    "All terms towards the teachers' pictures, or towards those of the chosen one."
+    answers = {k: y for k,y in self._answers.items() if k == self.chosen or not self.only_chosen}
+    terms = [(f"{k}_{m.name}", m, y) for k,y in answers.items() for m in self.terms.values()]
+    return {k: (m.weight, m.loss(batch, y, s)[0]) for k,m,y in terms}
+
+# %% ../../nbs/612_methods.omgd.ipynb #34829d83
 @patch
 def loss(self:OMGD, batch:object, t:torch.Tensor, s:torch.Tensor, features:dict|None=None) -> tuple:
-    "The student's terms for the answers of `follow`, which `Objective` calls first."
+    "The student's terms for the pictures of `follow`, which `Objective` calls first."
     if self._answers is None:
         how = "call follow(batch, t) first, as Objective does"
         raise RuntimeError(f"omgd: the teachers have not answered; {how}")
     total, figures = 0., dict(self._figures)
-    for k,answer in self._answers.items():
-        if self.only_chosen and k != self.chosen: continue
-        for m in self.terms.values():
-            value, _ = m.loss(batch, answer, s)
-            total = total + m.weight*value
-            figures[f"{k}_{m.name}"] = value.item()
+    for k,(weight,value) in self.picture_terms(batch, s).items():
+        total = total + weight*value
+        figures[k] = value.item()
     if self.channel:
         value, _ = self.channel.loss(batch, t, s, dict(teacher=self._feats, student=features["student"]))
         total = total + self.channel.weight*value
         figures["channel"] = value.item()
     return total, figures
 
-# %% ../../nbs/612_methods.omgd.ipynb #4828edf6
+# %% ../../nbs/612_methods.omgd.ipynb #c1216f96
 @patch
 def student_parameters(self:OMGD) -> list:
     "The adaptors of the channel term."
     return self.channel.student_parameters() if self.channel else []
 
+# %% ../../nbs/612_methods.omgd.ipynb #df650c6f
 @patch
 def get_extra_state(self:OMGD) -> dict|None:
     "Optimisers, scores and count, for checkpoints."

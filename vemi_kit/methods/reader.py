@@ -53,18 +53,13 @@ def by_name(self:Reader,
     net:nn.Module, # network to be called
     batch:dict, # entries by name
 ) -> tuple: # args, kwargs
-    "Arguments from a dict: what bears the name of a parameter. Raises `ValueError` if one is missing."
-    name, ps = type(net).__name__, _forward_parameters(net)
+    "Arguments from a dict: entries named like parameters. Raises `ValueError` if one is missing."
+    name, ps, there = f"{type(net).__name__}: its forward", _forward_parameters(net), sorted(batch)
     if ps is None:
-        raise ValueError(
-            f"{name}: its forward takes any keyword, so it is not clear which of {sorted(batch)} it wants; "
-            f"pass inputs=(keys)"
-        )
+        raise ValueError(f"{name} takes any keyword, so it is not clear which of {there} it wants; "
+                         "pass inputs=(keys)")
     if set(_needed(ps)) <= batch.keys(): return (), {p.name: batch[p.name] for p in ps if p.name in batch}
-    raise ValueError(
-        f"{name}: its forward needs {_needed(ps)}, the batch has {sorted(batch)}; pass inputs=(keys), in "
-        f"that order"
-    )
+    raise ValueError(f"{name} needs {_needed(ps)}, the batch has {there}; pass inputs=(keys), in that order")
 
 # %% ../../nbs/601_methods.reader.ipynb #ffd0f0d0
 def _belongs(part, default):
@@ -74,6 +69,12 @@ def _belongs(part, default):
     if default is None: return True if tensor and not picture else None       # a label for label=None
     return None if tensor and not picture else False                          # a target behind scale=1.
 
+def _unclear(net, n, name):
+    "The error for part `n` of a batch, which may or may not be meant for parameter `name`."
+    part = f"{type(net).__name__}: part {n+1} of the batch may be meant for {name!r} of its forward"
+    return ValueError(f"{part} or not; pass inputs={n+1} if it is, inputs={n} if not")
+
+# %% ../../nbs/601_methods.reader.ipynb #9456a023
 @patch
 def count(self:Reader,
     net:nn.Module, # network to be called
@@ -85,11 +86,7 @@ def count(self:Reader,
     meant = [(p.name, p.default) for p in takes] if ps else [("*args", ...)]*len(batch)
     for part,(name,default) in list(zip(batch, meant))[n:]:
         belongs = _belongs(part, default)
-        if belongs is None:
-            raise ValueError(
-                f"{type(net).__name__}: part {n+1} of the batch may be meant for {name!r} of its forward "
-                f"or not; pass inputs={n+1} if it is, inputs={n} if not"
-            )
+        if belongs is None: raise _unclear(net, n, name)
         if not belongs: break
         n += 1
     return n
@@ -102,13 +99,10 @@ def by_position(self:Reader,
 ) -> tuple: # args, kwargs
     "Arguments from a tuple: as many as `inputs` says, or as forward takes. Raises `ValueError`."
     n = self.inputs if self.inputs is not None else self.count(net, batch)
-    if len(batch) < n:
-        needed = _needed(_forward_parameters(net) or [])
-        raise ValueError(
-            f"{type(net).__name__}: its forward needs {n} inputs ({', '.join(needed)}), the batch has "
-            f"{len(batch)} parts; pass inputs="
-        )
-    return tuple(batch[:n]), {}
+    if len(batch) >= n: return tuple(batch[:n]), {}
+    needed = ", ".join(_needed(_forward_parameters(net) or []))
+    raise ValueError(f"{type(net).__name__}: its forward needs {n} inputs ({needed}), the batch has "
+                     f"{len(batch)} parts; pass inputs=")
 
 # %% ../../nbs/601_methods.reader.ipynb #44ee8b9d
 @patch
@@ -134,57 +128,61 @@ def arguments(self:Reader,
     if callable(self.inputs): return self.inputs(batch)
     if torch.is_tensor(batch): return (batch,), {}
     if not isinstance(batch, (tuple,list,dict)):
-        raise TypeError(
-            f"{type(net).__name__}: expected a batch that is a tensor, a tuple or a dict, got "
-            f"{type(batch).__name__}; pass inputs=, a function of the batch that gives (args, kwargs)"
-        )
+        raise TypeError(f"{type(net).__name__}: expected a batch that is a tensor, a tuple or a dict, got "
+                        f"{type(batch).__name__}; pass inputs=, a function from the batch to (args, kwargs)")
     if isinstance(self.inputs, (tuple,list)): return self.by_choice(net, batch)
     return self.by_name(net, batch) if isinstance(batch, dict) else self.by_position(net, batch)
 
 # %% ../../nbs/601_methods.reader.ipynb #801c4072
+def _described(x): return f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
+
 @patch
 def call(self:Reader,
     net:nn.Module, # network to be called
     batch:object, # as the data gave it
 ) -> object: # what the network returned
-    "The network's output as it is."
+    "The network's output, unchanged. Raises `ValueError` if the network cannot take its inputs."
     args, kw = self.arguments(net, batch)
     try: return net(*args, **kw)
     except (NotImplementedError, torch.OutOfMemoryError): raise
     except (RuntimeError, TypeError, AttributeError) as e:
-        kind = lambda x: f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
-        got = ", ".join(map(kind, (*args, *kw.values())))
-        told = f"{type(net).__name__}: the network cannot take the batch's inputs {got}"
-        raise ValueError(f"{told} ({type(e).__name__}: {e})") from e
+        got = ", ".join(map(_described, (*args, *kw.values())))
+        raise ValueError(f"{type(net).__name__}: the network cannot take the batch's inputs {got} "
+                         f"({type(e).__name__}: {e})") from e
 
-# %% ../../nbs/601_methods.reader.ipynb #105bf908
+# %% ../../nbs/601_methods.reader.ipynb #0c546ecc
+def _keys(out): return list(out) if isinstance(out, dict) else list(range(len(out)))
+
+def _found(out, name, every):
+    "The only float tensor (b, c, h, w) of a tuple or dict, or all of them, stacked. Raises `ValueError`."
+    picture = lambda x: torch.is_tensor(x) and x.is_floating_point() and x.ndim == 4
+    keys = [k for k in _keys(out) if picture(out[k])]
+    if every and keys: return torch.cat([out[k] for k in keys])
+    if len(keys) == 1: return out[keys[0]]
+    one = f"one of {_keys(out)}" + (' or "all"' if keys else "")
+    raise ValueError(f"{name} returned {type(out).__name__} with {len(keys)} tensors (b, c, h, w) at {keys}; "
+                     f"wrap it in a module that returns its pictures, or pass output=, {one}")
+
+# %% ../../nbs/601_methods.reader.ipynb #cfe2da63
 @patch
 def choose(self:Reader,
     out:object, # what a network returned: a tensor, a tuple or a dict
     name:str, # how messages call the network
 ) -> torch.Tensor: # the pictures
-    "The pictures in an output, as `output` says, or the only ones that there are."
+    "The pictures in an output: those that `output` names, else the only ones. `TypeError` or `ValueError`."
     if callable(self.output): return self.output(out)
     if torch.is_tensor(out): return out
     if not isinstance(out, (tuple,list,dict)):
-        raise TypeError(
-            f"{name} returned {type(out).__name__}; expected a tensor of pictures (b, c, h, w), so wrap it "
-            f"in a module that returns its pictures, or pass output=, a function that finds them"
-        )
-    keys = list(out) if isinstance(out, dict) else range(len(out))
-    if self.output not in (None, "all"):
-        if self.output in keys: return out[self.output]
-        raise ValueError(f"{name}: no output {self.output!r}; there are {list(keys)}")
-    found = [k for k in keys if torch.is_tensor(out[k]) and out[k].is_floating_point() and out[k].ndim == 4]
-    if self.output == "all" and found: return torch.cat([out[k] for k in found])
-    if len(found) == 1: return out[found[0]]
-    one = f"one of {list(keys)}" + (' or "all"' if found else "")
-    raise ValueError(
-        f"{name} returned {type(out).__name__} with {len(found)} tensors (b, c, h, w) at {found}; wrap it in "
-        f"a module that returns its pictures, or pass output=, {one}"
-    )
+        raise TypeError(f"{name} returned {type(out).__name__}; expected a tensor of pictures (b, c, h, w), "
+                        "so wrap it in a module that returns its pictures, or pass output=, a function that "
+                        "finds them")
+    if self.output in (None, "all"): return _found(out, name, self.output == "all")
+    if self.output in _keys(out): return out[self.output]
+    raise ValueError(f"{name}: no output {self.output!r}; there are {_keys(out)}")
 
 # %% ../../nbs/601_methods.reader.ipynb #9826896d
+def _mapped(x, lo, hi): return (x-lo)*(2/(hi-lo)) - 1
+
 @patch
 def pictures(self:Reader,
     out:object, # what a network returned
@@ -198,10 +196,7 @@ def pictures(self:Reader,
     as_it_is = self.value_range in (None, (-1,1))
     if out.is_complex() or (as_it_is and not out.is_floating_point()):
         raise TypeError(f"{name}: expected float pictures, got {out.dtype}; integers: value_range=(0,255)")
-    out = out.float()
-    if as_it_is: return out
-    lo, hi = self.value_range
-    return (out-lo)*(2/(hi-lo)) - 1
+    return out.float() if as_it_is else _mapped(out.float(), *self.value_range)
 
 # %% ../../nbs/601_methods.reader.ipynb #35079103
 @patch
@@ -209,7 +204,7 @@ def __call__(self:Reader,
     net:nn.Module, # network to be called
     batch:object, # as the data gave it
 ) -> torch.Tensor: # (b, c, h, w), float32
-    "The pictures that the network makes of a batch, one or more and finite (else `FloatingPointError`)."
+    "The network's pictures for a batch: one or more (else `ValueError`), finite (else `FloatingPointError`)."
     name = type(net).__name__
     out = self.pictures(self.call(net, batch), name)
     if not out.numel(): raise ValueError(f"{name}: expected at least one picture, got {tuple(out.shape)}")

@@ -43,10 +43,8 @@ class Similarity(FeatureMethod):
     name = "similarity"
     def distance(self, layer, ft, fs):
         if len(ft) < 2:
-            raise ValueError(
-                f"{self.name}: a batch of two or more expected, got {len(ft)}: one picture is similar to "
-                f"itself whatever its features"
-            )
+            raise ValueError(f"{self.name}: a batch of two or more expected, got {len(ft)}: one picture is "
+                             "similar to itself whatever its features")
         return F.mse_loss(_rows(fs), _rows(ft))
 
 # %% ../../nbs/610_methods.relations.ipynb #be0a7ab0
@@ -68,11 +66,6 @@ class CRD(FeatureMethod):
         super().__init__(weight, layers, lr_scale)
         self.dim, self.temperature, self.grid, self.memory = dim, temperature, grid, memory
         self.nats = []
-    def loss(self, batch, t, s, features=None):
-        self.nats = []
-        value, figures = super().loss(batch, t, s, features)
-        self.n_seen += len(t)
-        return value, dict(figures, nats=sum(self.nats)/len(self.nats))
 
 # %% ../../nbs/610_methods.relations.ipynb #9d857ba5
 @patch
@@ -106,12 +99,22 @@ def prepare(self:CRD,
         self.read.call(teacher, batch)
         self.read.call(deepcopy(student), batch)
     self.heads = nn.ModuleDict()
-    for k,n in self.layers.items():
-        d_t, d_s = (self.pool(f).shape[1] for f in (tt.seen[k], ss.seen[n]))
-        self.heads[module_key(k)] = nn.ModuleList([nn.Linear(d_t, self.dim), nn.Linear(d_s, self.dim)])
-        if self.memory: self.register_buffer(f"memory {module_key(k)}", torch.zeros(self.memory, d_t))
+    size = lambda f: self.pool(f).shape[1]
+    for k,n in self.layers.items(): self.add_heads(k, size(tt.seen[k]), size(ss.seen[n]))
     self.register_buffer("n_seen", torch.zeros((), dtype=torch.long))
     self.to(s.device)
+
+# %% ../../nbs/610_methods.relations.ipynb #92bd64b6
+@patch
+def add_heads(self:CRD,
+    layer:str, # of the teacher
+    d_t:int, # numbers of its pooled features
+    d_s:int, # numbers of the student's
+):
+    "Embeddings of a pair of layers, and the memory of the teacher's."
+    key = module_key(layer)
+    self.heads[key] = nn.ModuleList([nn.Linear(d_t, self.dim), nn.Linear(d_s, self.dim)])
+    if self.memory: self.register_buffer(f"memory {key}", torch.zeros(self.memory, d_t))
 
 # %% ../../nbs/610_methods.relations.ipynb #ffe70412
 @patch
@@ -143,3 +146,12 @@ def distance(self:CRD,
     fro = F.cross_entropy(et @ es.T/self.temperature, target)
     self.nats.append(math.log(len(candidates)) - to.item())
     return (to+fro)/2
+
+# %% ../../nbs/610_methods.relations.ipynb #a014149b
+@patch
+def loss(self:CRD, batch:object, t:torch.Tensor, s:torch.Tensor, features:dict|None=None) -> tuple:
+    "Sum over layers; logs `nats` too."
+    self.nats = []
+    value, figures = super(CRD, self).loss(batch, t, s, features)
+    self.n_seen += len(t)
+    return value, dict(figures, nats=sum(self.nats)/len(self.nats))

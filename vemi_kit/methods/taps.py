@@ -16,26 +16,21 @@ from ..core import frozen
 def copied(
     out:object, # what a layer gave: a tensor, or tuples, lists and dicts of them
 ) -> object:
-    "The same with tensors of its own, floats in float32, so that later operations in place do not reach it."
+    "A copy, floats in float32, that later in-place operations do not change."
     if torch.is_tensor(out): return out.to(torch.float32 if out.is_floating_point() else out.dtype, copy=True)
     if isinstance(out, dict): return {k: copied(v) for k,v in out.items()}
     return type(out)(map(copied, out)) if type(out) in (tuple,list) else out
 
-# %% ../../nbs/603_methods.taps.ipynb #a645dcc1
+# %% ../../nbs/603_methods.taps.ipynb #2b196e02
 class Taps:
-    """Within `with taps:`, keeps what the named layers of a network compute, in float32: `taps.seen[name]`.
-    Copies, since the next layer may be an activation in place; of the whole network (`""`) the output itself.
-    Another block starts afresh.
+    """Within `with taps:`, keeps the outputs of named layers, in float32: `taps.seen[name]`. They are copies,
+    since the next layer may work in place; of the whole network (`""`) the output itself. A new block starts
+    empty.
     """
     def __init__(self,
         net:nn.Module, # network to listen to
         names:Iterable, # of its layers; `""` is the network itself
     ): self.net, self.names, self.seen, self.hooks = net, list(names), {}, []
-
-    def keep(self, name:str, out:object):
-        "Keep one output."
-        if name: self.seen[name] = copied(out)
-        else: self.seen[name] = out.float() if torch.is_tensor(out) and out.is_floating_point() else out
     def __enter__(self):
         self.seen, listen = {}, lambda n: lambda module, args, out: self.keep(n, out)
         self.hooks = [self.net.get_submodule(n).register_forward_hook(listen(n)) for n in self.names]
@@ -44,6 +39,15 @@ class Taps:
         for h in self.hooks: h.remove()
         self.hooks.clear()
 
+@patch
+def keep(self:Taps,
+    name:str, # of the layer
+    out:object, # its output
+):
+    "Keep one output."
+    if name: self.seen[name] = copied(out)
+    else: self.seen[name] = out.float() if torch.is_tensor(out) and out.is_floating_point() else out
+
 # %% ../../nbs/603_methods.taps.ipynb #2779e0b5
 def _stages(net):
     "Names of the children, and of the members of lists of modules, that hold parameters."
@@ -51,6 +55,12 @@ def _stages(net):
         if isinstance(m, nn.ModuleList): yield from (f"{n}.{k}" for k,_ in m.named_children())
         elif any(True for _ in m.parameters()): yield n
 
+def _maps(a, b):
+    "Are both maps (b, c, h, w) of equal sides?"
+    tensors = torch.is_tensor(a) and torch.is_tensor(b)
+    return tensors and a.ndim == b.ndim == 4 and a.shape[2:] == b.shape[2:]
+
+# %% ../../nbs/603_methods.taps.ipynb #43ecc0b7
 def _version(x): return x._version if torch.is_tensor(x) and not x.is_inference() else 0
 
 def _outputs(net, sample, call):
@@ -68,11 +78,6 @@ def _outputs(net, sample, call):
     given = list(out.values()) if isinstance(out, dict) else out if isinstance(out, (tuple,list)) else [out]
     return seen, {n for n,o in seen.items() if any(o is g for g in given) and left[n] == _version(o)}
 
-def _maps(a, b):
-    "Are both maps (b, c, h, w) of equal sides?"
-    tensors = torch.is_tensor(a) and torch.is_tensor(b)
-    return tensors and a.ndim == b.ndim == 4 and a.shape[2:] == b.shape[2:]
-
 # %% ../../nbs/603_methods.taps.ipynb #4641ee61
 def common_stages(
     teacher:nn.Module, # network that is learned from
@@ -81,7 +86,7 @@ def common_stages(
     skip:Callable, # skip(name): leave this one out
     prefix:str="", # of the names, inside of a wrapper
 ) -> list: # of names
-    "Stages of equal name whose outputs are maps of equal sides; of mere wrappers, those inside."
+    "Stages of equal name whose outputs are maps of equal sides; without any, those inside the stages."
     (ts, ss), there = seen, set(_stages(student))
     both = [n for n in _stages(teacher) if n in there and prefix+n in ts and prefix+n in ss]
     res = [prefix+n for n in both if _maps(ts[prefix+n], ss[prefix+n]) and not skip(prefix+n)]
@@ -95,15 +100,20 @@ def _shape(x): return tuple(x.shape) if torch.is_tensor(x) else type(x).__name__
 def _check_layer(name, who, net, seen, n):
     "Raise `ValueError` if there is no such layer, or it did not run."
     if n not in dict(net.named_modules()):
-        raise ValueError(
-            f"{name}: the {who}, a {type(net).__name__}, has no layer {n!r}; its stages are "
-            f"{list(_stages(net))}"
-        )
+        raise ValueError(f"{name}: the {who}, a {type(net).__name__}, has no layer {n!r}; its stages are "
+                         f"{list(_stages(net))}")
     if n not in seen:
-        raise ValueError(
-            f"{name}: layer {n!r} of the {who} did not run on the sample (a list of modules never does; name "
-            f"its members)"
-        )
+        raise ValueError(f"{name}: layer {n!r} of the {who} did not run on the sample (a list of modules "
+                         "never does; name its members)")
+
+# %% ../../nbs/603_methods.taps.ipynb #c79aa8d5
+def _common(teacher, student, seen, skip, name):
+    "`common_stages`; `ValueError` if there are none."
+    layers = common_stages(teacher, student, seen, skip)
+    if layers: return layers
+    nets = f"{type(teacher).__name__} and {type(student).__name__}"
+    raise ValueError(f"{name}: {nets} have no stages in common; "
+                     "name pairs in layers={teacher's: student's}")
 
 # %% ../../nbs/603_methods.taps.ipynb #1b163a6a
 def match_layers(
@@ -118,22 +128,14 @@ def match_layers(
     exist, do not run, or whose features are no maps of equal sides.
     """
     (ts, t_last), (ss, s_last) = _outputs(teacher, sample, call), _outputs(student, sample, call)
-    if layers is None:
-        layers = common_stages(teacher, student, (ts, ss), lambda n: n in t_last | s_last)
-        if not layers:
-            raise ValueError(
-                f"{name}: {type(teacher).__name__} and {type(student).__name__} have no stages in common; "
-                f"name pairs in layers={{teacher's: student's}}"
-            )
+    if layers is None: layers = _common(teacher, student, (ts, ss), lambda n: n in t_last | s_last, name)
     layers, found = layers if isinstance(layers, dict) else {n: n for n in layers}, {}
     for t,s in layers.items():
         _check_layer(name, "teacher", teacher, ts, t)
         _check_layer(name, "student", student, ss, s)
         if not _maps(ts[t], ss[s]):
-            raise ValueError(
-                f"{name}: expected maps (b, c, h, w) of equal sides from {t!r} and {s!r}, got "
-                f"{_shape(ts[t])} and {_shape(ss[s])}"
-            )
+            raise ValueError(f"{name}: expected maps (b, c, h, w) of equal sides from {t!r} and {s!r}, got "
+                             f"{_shape(ts[t])} and {_shape(ss[s])}")
         found[t] = s, ts[t].shape[1], ss[s].shape[1]
     return found
 
@@ -158,7 +160,8 @@ class FeatureAdaptors(nn.ModuleDict):
     """1x1 convolutions from a student's features to its teacher's, made by `feature_adaptors`; `kind`
     "conv-bn-relu" adds a batch norm and a ReLU (OMGD, arXiv 2108.06908).
 
-    Within `with adaptors:`, what both networks compute is kept; `adaptors.pairs()` then gives it, translated.
+    Within `with adaptors:` the outputs of these layers are kept; `adaptors.pairs()` then returns them, the
+    student's translated.
     """
     def __init__(self,
         teacher:nn.Module, # network that is learned from
@@ -184,13 +187,12 @@ def translate(self:FeatureAdaptors,
     teacher:dict, # {layer: features} of the teacher
     student:dict, # {layer: features} of the student
 ) -> dict: # {teacher's layer: (teacher's features, the student's, translated), each (b, c, h, w)}
-    "Pairs of features that can be compared; raises `ValueError` where a batch norm has one number a channel."
+    "Pairs of features that can be compared; `ValueError` where a batch norm would get one number a channel."
     for k,s in self.layers.items():
         if isinstance(self[module_key(k)], nn.Sequential) and student[s].numel() == student[s].shape[1]:
-            raise ValueError(
-                f"FeatureAdaptors: layer {s!r} gives one number a channel, {tuple(student[s].shape)}, which "
-                f"a batch norm cannot scale; use a larger batch, leave the layer out, or take kind 'conv'"
-            )
+            got = f"one number a channel, {tuple(student[s].shape)}, which a batch norm cannot scale"
+            raise ValueError(f"FeatureAdaptors: layer {s!r} gives {got}; use a larger batch, leave the layer "
+                             "out, or take kind 'conv'")
     return {k: (teacher[k], self[module_key(k)](student[s])) for k,s in self.layers.items()}
 
 # %% ../../nbs/603_methods.taps.ipynb #2210a034

@@ -6,6 +6,8 @@
 __all__ = ['term_class', 'VEMethod']
 
 # %% ../../nbs/605_methods.vem.ipynb #a14ccef0
+from fastcore.all import patch
+from torch import nn
 from ..vem import VEM
 from .base import Method
 
@@ -13,7 +15,7 @@ from .base import Method
 def term_class(
     preset:str|type, # "paper", "tilted", or a class of yours with `like` and `tighten`
 ) -> type:
-    "The class behind a preset; the tilted one is imported only when it is asked for. Raises `ValueError`."
+    "The class of a preset; the tilted one is imported only on request. Raises `ValueError`."
     if preset == "paper": return VEM
     if preset == "tilted":
         from vemi_kit.nats.vem import TiltedVEM
@@ -37,10 +39,22 @@ class VEMethod(Method):
         super().__init__(weight)
         self.preset, self.which, self.share, self.settings = preset, positive, share, settings
 
-    def prepare(self, teacher, student, batch, t, s):
-        self.vem = term_class(self.preset).like(self.positive(batch, t, self.which), s, **self.settings)
-    @property
-    def knobs(self): return self.vem
-    def loss(self, batch, t, s, features=None):
-        step = self.vem.tighten(self.positive(batch, t, self.which), s)
-        return step.loss(s), {k: v for k,v in step if k != "energy_loss"}
+# %% ../../nbs/605_methods.vem.ipynb #2961221d
+@patch
+def prepare(self:VEMethod,
+    teacher:nn.Module, student:nn.Module, batch:object, t:object, s:object, # see `Method.prepare`
+):
+    "Build the term for pictures of this shape."
+    self.vem = term_class(self.preset).like(self.positive(batch, t, self.which), s, **self.settings)
+
+@patch(as_prop=True)
+def knobs(self:VEMethod) -> object: # the `VEM`
+    "What a `Plan` sets."
+    return self.vem
+
+# %% ../../nbs/605_methods.vem.ipynb #98fd69f3
+@patch
+def loss(self:VEMethod, batch:object, t:object, s:object, features:dict|None=None) -> tuple:
+    "Tighten the bound, then the student's term; the figures are those of the step."
+    step = self.vem.tighten(self.positive(batch, t, self.which), s)
+    return step.loss(s), {k: v for k,v in step if k != "energy_loss"}

@@ -6,7 +6,9 @@
 __all__ = ['VID', 'VIDFeatures']
 
 # %% ../../nbs/607_methods.vid.ipynb #ce9414ee
+import torch
 from collections.abc import Iterable
+from fastcore.all import patch
 from torch import nn
 from ..core import check_alike
 from ..nats.gaussian import GaussianBase
@@ -28,15 +30,27 @@ class VID(Method):
         super().__init__(weight)
         self.init, self.lr_scale = init, lr_scale
 
-    def prepare(self, teacher, student, batch, t, s):
-        self.base = GaussianBase(t.shape[1], init=5. if self.init is None else self.init).to(t.device)
-        if self.init is None: self.base.fit(t, s)
+# %% ../../nbs/607_methods.vid.ipynb #a1964e78
+@patch
+def prepare(self:VID,
+    teacher:nn.Module, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor, # see `Method.prepare`
+):
+    "One variance a channel; without `init` fitted to the first batch."
+    self.base = GaussianBase(t.shape[1], init=5. if self.init is None else self.init).to(t.device)
+    if self.init is None: self.base.fit(t, s)
 
-    def student_parameters(self): return [dict(params=list(self.base.parameters()), lr_scale=self.lr_scale)]
-    def loss(self, batch, t, s, features=None):
-        check_alike(t, s, self.name, ("t","s"))
-        nats = -self.base.log_prob(t, s).mean()/t[0].numel()
-        return nats, dict(std=self.base.var.mean().sqrt().item())
+@patch
+def student_parameters(self:VID) -> list: # of parameter groups
+    "The variances."
+    return [dict(params=list(self.base.parameters()), lr_scale=self.lr_scale)]
+
+# %% ../../nbs/607_methods.vid.ipynb #33978cb2
+@patch
+def loss(self:VID, batch:object, t:torch.Tensor, s:torch.Tensor, features:dict|None=None) -> tuple:
+    "Nats a dimension; logs `std`, the root of the mean variance."
+    check_alike(t, s, self.name, ("t","s"))
+    nats = -self.base.log_prob(t, s).mean()/t[0].numel()
+    return nats, dict(std=self.base.var.mean().sqrt().item())
 
 # %% ../../nbs/607_methods.vid.ipynb #b3fad257
 class VIDFeatures(FeatureMethod):
@@ -52,9 +66,15 @@ class VIDFeatures(FeatureMethod):
     ):
         super().__init__(weight, layers, lr_scale)
         self.init = init
-    def prepare(self, teacher, student, batch, t, s):
-        super().prepare(teacher, student, batch, t, s)
-        bases = {module_key(k): GaussianBase(c, init=self.init) for k,(c,_) in self.channels.items()}
-        self.bases = nn.ModuleDict(bases).to(s.device)
     def distance(self, layer, ft, fs):
         return -self.bases[module_key(layer)].log_prob(ft, fs).mean()/ft[0].numel()
+
+# %% ../../nbs/607_methods.vid.ipynb #3ebf3df4
+@patch
+def prepare(self:VIDFeatures,
+    teacher:nn.Module, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor, # see `Method.prepare`
+):
+    "Layers and adaptors as in every `FeatureMethod`, and the variances of each layer."
+    super(VIDFeatures, self).prepare(teacher, student, batch, t, s)
+    bases = {module_key(k): GaussianBase(c, init=self.init) for k,(c,_) in self.channels.items()}
+    self.bases = nn.ModuleDict(bases).to(s.device)
