@@ -110,9 +110,8 @@ class Smooth(nn.Module):
         return wide.contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/301_energy.ipynb #985ddb48
-def _halving(
-    conv:nn.Conv2d, # 3x3, padding 1
-) -> nn.Conv2d: # the same, mean over 2x2 included
+def _halving(conv):
+    "A 3x3 convolution with padding 1, made to include the mean over 2x2."
     parametrize.register_parametrization(conv, "weight", Smooth(), unsafe=True)
     conv.stride = (2,2)
     return conv
@@ -205,8 +204,7 @@ def forward(self:EnergyNet,
     for name,x,ch in (("t",t,c["channels_t"]), ("s",s,c["channels_s"])):
         if tuple(x.shape[1:]) != (ch,h,w):
             raise ValueError(f"EnergyNet: expected {name} of shape (b, {ch}, {h}, {w}), got {tuple(x.shape)}")
-    dtype = self.linear.bias.dtype                                 # float32, unless the network was made double
-    return self.head(self.pool(t.to(dtype)), self.pool(s.to(dtype)))
+    return self.head(*(self.pool(x.to(self.linear.bias.dtype)) for x in (t, s)))
 
 # %% ../nbs/301_energy.ipynb #89c8abb4
 @functools.lru_cache(maxsize=32)
