@@ -12,7 +12,7 @@ import torch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fastcore.all import patch
-from .core import check_finite, frozen
+from .core import check_finite, check_number, frozen
 from .processes import process_index, several_processes
 from .show import show_images
 from .energy import EnergyNet, PooledCoordinates, held_weights
@@ -36,7 +36,7 @@ class ChainStats:
 # %% ../nbs/302_chains.ipynb #24addd21
 @patch(as_prop=True)
 def temperature(self:ChainStats) -> float:
-    "`noise_std² / (2 step_size)`: 1 for a matched chain; elsewhere its law tends to exp(-E/temperature)."
+    "`noise_std² / (2 step_size)`: 1 for a matched chain; else its distribution tends to exp(-E/temperature)."
     return self.noise_std**2/(2*self.step_size)
 
 # %% ../nbs/302_chains.ipynb #f8d9ec7a
@@ -70,13 +70,11 @@ def chain_settings(
     step_size:float, # factor of the gradient
     noise_std:float|None, # standard deviation of the noise; None: sqrt(2 step_size)
 ) -> float: # noise_std
-    "Check a chain's settings; raises `ValueError`."
-    if not (n_steps >= 1 and 0 < step_size < math.inf):
-        raise ValueError(f"langevin: n_steps >= 1 and step_size > 0 expected, got {n_steps} and {step_size}")
-    noise_std = math.sqrt(2*step_size) if noise_std is None else noise_std
-    if not 0 <= noise_std < math.inf:
-        raise ValueError(f"langevin: noise_std: a number of 0 or more expected, or None, got {noise_std}")
-    return noise_std
+    "Check a chain's settings; raises `TypeError` or `ValueError` as `core.check_number`."
+    check_number(n_steps, "langevin: n_steps", 1, whole=True)
+    check_number(step_size, "langevin: step_size", 0, above=True)
+    if noise_std is None: return math.sqrt(2*step_size)
+    return check_number(noise_std, "langevin: noise_std", 0)
 
 # %% ../nbs/302_chains.ipynb #c92caa07
 def shared_randn(
@@ -91,6 +89,14 @@ def shared_randn(
     return torch.randn(n*len(x), *x.shape[1:], generator=g, device=x.device).chunk(n)[process_index()]
 
 # %% ../nbs/302_chains.ipynb #9bebd289
+def _force(energy, t_hat, s):
+    "Energies (b,) and their gradient in `t_hat`; neither has a graph."
+    t_hat = t_hat.detach().requires_grad_()
+    e = energy(t_hat, s)
+    grad, = torch.autograd.grad(e.sum(), t_hat)
+    return e.detach(), grad
+
+# %% ../nbs/302_chains.ipynb #ef3edc0e
 def langevin_step(
     energy:Callable, # energy(t, s) -> (b,)
     t_hat:torch.Tensor, # state, (b, c, h, w)
@@ -100,13 +106,22 @@ def langevin_step(
     g:torch.Generator|None=None, # where noise comes from
 ) -> tuple: # next state, energies (b,) of the state before, mean |step_size*grad|; none has a graph
     "One unadjusted step of the chain."
-    t_hat = t_hat.detach().requires_grad_()
-    e = energy(t_hat, s)
-    grad, = torch.autograd.grad(e.sum(), t_hat)
-    noise = shared_randn(t_hat, g)
-    return t_hat.detach() - step_size*grad + noise_std*noise, e.detach(), step_size*grad.abs().mean()
+    e, grad = _force(energy, t_hat, s)
+    t_hat = t_hat.detach() - step_size*grad + noise_std*shared_randn(t_hat, g)
+    return t_hat, e, step_size*grad.abs().mean()
 
 # %% ../nbs/302_chains.ipynb #92870d2d
+def _walk(energy, s, t_hat, n_steps, step_size, noise_std, g, keep_frames):
+    "The state after n steps; energies before each step, mean moves, and all states if asked."
+    energies, moves, frames = [], [], []
+    for _ in range(n_steps):
+        t_hat, e, moved = langevin_step(energy, t_hat, s, step_size, noise_std, g)
+        energies.append(e)
+        moves.append(moved)
+        if keep_frames: frames.append(t_hat)
+    return t_hat, energies, moves, frames
+
+# %% ../nbs/302_chains.ipynb #cdf0edc3
 def langevin(
     energy:Callable, # energy(t, s) -> (b,): a module or any function
     s:torch.Tensor, # condition, (b, c', h, w)
@@ -123,21 +138,25 @@ def langevin(
     """
     noise_std, s = chain_settings(n_steps, step_size, noise_std), s.detach()
     start = s if start is None else start.detach()
-    t_hat, energies, move, frames = start.float().clone(), [], [], [start]   # a copy: s must stay constant
+    # a copy: s must stay constant
+    walk = start.float().clone(), n_steps, step_size, noise_std, g, keep_frames
     with frozen(energy), held_weights(energy), torch.enable_grad():
-        for _ in range(n_steps):
-            t_hat, e, moved = langevin_step(energy, t_hat, s, step_size, noise_std, g)
-            energies.append(e)
-            move.append(moved)
-            if keep_frames: frames.append(t_hat)
+        t_hat, energies, move, frames = _walk(energy, s, *walk)
         check_finite(t_hat, "the chain", f"Lower step_size ({step_size}).")     # the clamp would hide it
         end = t_hat if clamp is None else t_hat.clamp(*clamp)
         with torch.no_grad(): energies.append(energy(end, s))
     drift, clamped = (end - start).abs().flatten(1).mean(1), (end != t_hat).float().mean().item()
     told = (torch.stack(energies), torch.stack(move), drift, noise_std, step_size, clamped)
-    return end, ChainStats(*told, frames if keep_frames else [])
+    return end, ChainStats(*told, [start, *frames] if keep_frames else [])
 
 # %% ../nbs/302_chains.ipynb #663c1752
+def _check_pools(energy):
+    "Raise `TypeError` unless the energy pools its pictures first."
+    if isinstance(energy, EnergyNet): return
+    got = type(energy).__name__
+    raise TypeError(f"langevin_pooled: expected an EnergyNet, got {got}; use langevin")
+
+# %% ../nbs/302_chains.ipynb #bcf69e19
 def langevin_pooled(
     energy:EnergyNet, # the energy
     s:torch.Tensor, # condition, (b, c', h, w)
@@ -151,9 +170,7 @@ def langevin_pooled(
     """`langevin` for an `EnergyNet`: the same law at less cost. Of the figures, `energies` are those before
     the clamp, `move` is over the coordinates that the energy sees. Raises `TypeError` for other energies.
     """
-    if not isinstance(energy, EnergyNet):
-        got = type(energy).__name__
-        raise TypeError(f"langevin_pooled: expected an EnergyNet, got {got}; use langevin")
+    _check_pools(energy)
     start, seen = (s if start is None else start).detach().float(), PooledCoordinates(energy)
     v_0 = seen.see(start)
     v, stats = langevin(seen, energy.pool(s.detach().float()), v_0, n_steps, step_size, noise_std, None, g)

@@ -45,6 +45,7 @@ def _conv_tensors(m, out):
 # %% ../nbs/412_channels.ipynb #a0d94708
 NORM_LAYERS = nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
+# %% ../nbs/412_channels.ipynb #91c292e1
 def _layer_tensors(m, out):
     "Tensors of a layer that a channel touches, as its output (`out`) or input; None if it cannot be cut."
     if isinstance(m, nn.modules.conv._ConvNd): res = _conv_tensors(m, out)
@@ -231,6 +232,7 @@ def _run(net, x, dtype):
             with torch.cuda.device(d): torch.cuda.manual_seed(0)
         return [y.cpu().double() for y in tree_leaves(net(x)) if torch.is_tensor(y)]
 
+# %% ../nbs/412_channels.ipynb #edcc800d
 def _gap(a, b):
     "Largest difference between two lists of tensors."
     shapes = [[tuple(y.shape) for y in ys] for ys in (a, b)]
@@ -240,6 +242,7 @@ def _gap(a, b):
 # %% ../nbs/412_channels.ipynb #85bbcb6c
 CUT_TOLERANCE = 1e-4
 
+# %% ../nbs/412_channels.ipynb #4a68df72
 def _cut_error(net, coupled, keeps, x, dtype, floor):
     "Gap between the cut and the silenced network, relative to what the silence changes, and to the outputs."
     small, full = _run(cut(net, coupled, keeps), x, dtype), _run(net, x, dtype)
@@ -248,6 +251,7 @@ def _cut_error(net, coupled, keeps, x, dtype, floor):
     effect = min(_gap(full, quiet), size)
     return gap/max(effect, floor*size, 1e-30), gap/max(size, 1e-30)
 
+# %% ../nbs/412_channels.ipynb #7b8bae2f
 def _why_wrong(net, coupled, keeps, x):
     "What is wrong with a cut, '' if nothing. What may be rounding is looked at in double precision."
     try: error, overall = _cut_error(net, coupled, keeps, x, torch.float32, 1e-3)

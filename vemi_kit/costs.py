@@ -67,7 +67,6 @@ def _conv_macs(x, w, bias, stride, padding, dilation, transposed, *args, out, co
     where = x if transposed and convention == "input" else out
     return where.shape[0]*math.prod(where.shape[2:])*math.prod(w.shape)
 
-# %% ../nbs/211_costs.ipynb #98201a65
 def _attention_macs(q, k, v, *args, **kw):
     "Scores `q·k`, then weighted values."
     return math.prod(q.shape[:-1])*k.shape[-2]*(q.shape[-1] + v.shape[-1])
@@ -149,7 +148,6 @@ def _enter(self:_Counter, name, m, args, kwargs):
     self.fed.append(dict(_memory((args, kwargs))))
     self.calls[name] = self.calls.get(name, 0) + 1
 
-# %% ../nbs/211_costs.ipynb #74c27d46
 @patch
 def _leave(self:_Counter, name, out):
     "A module's forward ends."
@@ -225,14 +223,10 @@ class LayerCosts:
 def macs(self:LayerCosts) -> int:
     "Multiply-adds of all layers."
     return sum(r.macs for r in self.rows)
-
-# %% ../nbs/211_costs.ipynb #6e0fa4b9
 @patch(as_prop=True)
 def params(self:LayerCosts) -> int:
     "Parameters of all layers."
     return sum(r.params for r in self.rows)
-
-# %% ../nbs/211_costs.ipynb #ab582fd3
 @patch
 def tree(self:LayerCosts) -> dict:
     "MACs by module name, children included; the network is `''`. Modules that cost nothing are left out."

@@ -103,9 +103,8 @@ class Smooth(nn.Module):
         super().__init__()
         spread = F.pad(torch.eye(3), (0,1)) + F.pad(torch.eye(3), (1,0))       # an axis of 3 to one of 4
         self.register_buffer("spread", torch.kron(spread, spread)/4, persistent=False)
-    def forward(self,
-        w:torch.Tensor, # kernels (out, in, 3, 3)
-    ) -> torch.Tensor: # (out, in, 4, 4)
+    def forward(self, w:torch.Tensor): # kernels (out, in, 3, 3)
+        "Kernels (out, in, 4, 4)."
         with arithmetic(w.device): wide = (w.flatten(2) @ self.spread).view(*w.shape[:2], 4, 4)
         return wide.contiguous(memory_format=torch.channels_last)
 
@@ -147,16 +146,16 @@ def n_blocks_for(
 ) -> int:
     "Blocks of an `EnergyNet`; raises `ValueError` for pictures below 4x4 and more blocks than they allow."
     h, w = size
-    if min(h, w) < 4: raise ValueError(f"EnergyNet: pictures of at least 4x4 expected, got {h}x{w}")
-    most = int(math.log2(min(h, w))) - 1
-    n_blocks = most if n_blocks is None else n_blocks
+    if min(size) < 4: raise ValueError(f"EnergyNet: pictures of at least 4x4 expected, got {h}x{w}")
+    most = int(math.log2(min(size))) - 1
+    if n_blocks is None: return most
     if 1 <= n_blocks <= most: return n_blocks
     raise ValueError(f"EnergyNet: {h}x{w} pictures allow 1 to {most} blocks, got n_blocks={n_blocks}")
 
 # %% ../nbs/301_energy.ipynb #70002d83
 class EnergyNet(nn.Module):
     """Energy of a pair of pictures, `(t, s) -> (b,)`, with the layers, norms and initialisation of arXiv
-    2303.16050's first public code. Unitless: nats up to the temperature of the chain that samples it.
+    2303.16050's first public code. Divided by the temperature of the chain that samples it, it is in nats.
     """
     def __init__(self,
         size:int|tuple, # side of the pictures, or (h, w); at least 4

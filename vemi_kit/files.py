@@ -24,7 +24,6 @@ def _part_name(name):
     raw = os.fsencode(name)
     return f"{name if len(raw) <= 250 else hashlib.sha256(raw).hexdigest()}.part"
 
-# %% ../nbs/102_files.ipynb #006539a7
 @contextmanager
 def atomic_write(
     path:str|Path, # file to write; its folder is made

@@ -12,10 +12,10 @@ from copy import deepcopy
 from pathlib import Path
 from torch import nn
 from .channels import check_cut, couplings, cut, fit_layers
-from .core import check_number, seeded, stream
+from .core import check_net, check_number, seeded, stream
 from .files import load_state, load_tensors, read_config
 from .zoo.stylegan2 import StyleGAN2Generator
-from .students import Budget, check_network
+from .students import Budget
 
 # %% ../nbs/413_pruning.ipynb #67794b76
 def _mask_for(y, mask):
@@ -51,6 +51,7 @@ IMPORTANCES = ("norm", "scale", "content")
 _ROLES = dict(norm=("in","out"), scale=("norm",), content=("out",))
 _SIZES = dict(norm=lambda r: r.norm(dim=1), scale=lambda r: r.abs().mean(1), content=lambda r: r.sum(1))
 
+# %% ../nbs/413_pruning.ipynb #e82cd3ca
 def _scores(c, importance, state):
     "Importance (n,) of the channels of one group; None if no tensor has a say."
     # (n, everything that the channel has there)
@@ -86,11 +87,13 @@ def _rank(scores):
     "0 for the most important channel, and so on; None where there are no scores."
     return [None if s is None else s.argsort(descending=True, stable=True).argsort() for s in scores]
 
+# %% ../nbs/413_pruning.ipynb #e8bd9ee0
 def _shares(coupled, least):
     "Smallest and largest size, and how many channels of each group stay at a size: the same share of each."
     hi = max(c.n for c in coupled)
     return 1, hi, lambda i: [max(min(least, c.n), round(c.n*i/hi)) for c in coupled]
 
+# %% ../nbs/413_pruning.ipynb #e84515e2
 def _threshold(coupled, scores, ranks, least):
     "As `_shares`, for one threshold: size i keeps the i loudest channels, and `least` of each group."
     forced = [s.masked_fill(r < least, torch.inf) for s,r in zip(scores, ranks) if s is not None]
@@ -117,7 +120,7 @@ def keep_plan(
 # %% ../nbs/413_pruning.ipynb #0f16096f
 def _check_prune(teacher, sample, least, budgets):
     "`TypeError` or `ValueError` for arguments of `prune` that cannot work."
-    check_network(teacher, "prune: teacher")
+    check_net(teacher, "prune: teacher")
     if all(v is None for v in budgets.values()):
         raise ValueError(f"prune: give a budget ({', '.join(budgets)}); got none")
     if sample is None: raise ValueError("prune: needs sample=, example inputs (b, ...), to trace the network")

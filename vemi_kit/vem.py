@@ -131,7 +131,7 @@ def check_pair(
     t:torch.Tensor, # teacher pictures (b, c, h, w)
     s:torch.Tensor, # student pictures (b, c', h, w)
 ):
-    "Raise `ValueError` unless t and s are as many pictures of the same size."
+    "Raise `ValueError` unless t and s are equally many pictures of the same size."
     check_scale(t, "VEM: t")
     check_scale(s, "VEM: s")
     if len(t) != len(s): raise ValueError(f"VEM: t and s must be pairs, got {len(t)} and {len(s)} pictures")

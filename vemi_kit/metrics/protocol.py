@@ -125,6 +125,6 @@ def over_seeds(
     first, seeds = figures[0].protocol, tuple(f.protocol.seed for f in figures)
     for f in figures: first.check(f.protocol, but=("seed",))
     if len(set(seeds)) < len(seeds) or any(f.n > 1 for f in figures):
-        raise ValueError(f"over_seeds: seeds {seeds} are not independent repeats; give one figure for each seed")
+        raise ValueError(f"over_seeds: seeds {seeds} are not independent repeats; give one figure a seed")
     v = torch.tensor([f.value for f in figures], dtype=torch.float64)
     return Figure(v.mean().item(), replace(first, seed=seeds), v.std().item(), len(figures))

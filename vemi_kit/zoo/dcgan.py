@@ -46,7 +46,7 @@ def forward(self:UpBlock, x:torch.Tensor): # (b, c_in, h, w)
 # %% ../../nbs/401_zoo.dcgan.ipynb #98d8ffb3
 def n_doublings(
     size:int, # side of a picture
-    name:str, # what the message calls the network
+    name:str, # the network's name in messages
 ) -> int:
     "How often 4 pixels double to give `size`; `ValueError` if no number of doublings does."
     n = round(math.log2(size/4))
@@ -57,7 +57,7 @@ def n_doublings(
 # %% ../../nbs/401_zoo.dcgan.ipynb #f5efdc83
 def check_latents(
     z:torch.Tensor, # (b, z_dim)
-    name:str, # what the message calls the network
+    name:str, # the network's name in messages
     z_dim:int, # expected length
 ) -> torch.Tensor: # z, unchanged
     "Return `z` if it is a batch of latents; `TypeError` or `ValueError` otherwise."

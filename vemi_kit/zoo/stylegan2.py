@@ -99,24 +99,29 @@ def own_noise(self:StyleGAN2Generator,
 
 # %% ../../nbs/405_zoo.stylegan2.ipynb #a2bfccfd
 @patch
+def _noise_kind(self:StyleGAN2Generator, noise, generator):
+    "Where the noise of one call comes from: 'stored', 'fresh' or 'own'."
+    if noise is None: noise = "fresh" if generator is not None else self.noise_mode
+    how = noise if isinstance(noise, str) else "own"
+    if how == "auto": how = "fresh" if self.training else "stored"
+    if generator is None or how == "fresh": return how
+    advice = "give it without noise=, or with noise='fresh'"
+    raise ValueError(f"StyleGAN2Generator: a generator draws fresh noise; {advice}")
+
+# %% ../../nbs/405_zoo.stylegan2.ipynb #a0855790
+@patch
 def noises(self:StyleGAN2Generator,
     b:int, # batch size
     noise:str|list|None=None, # "fresh", "stored", "auto" or a list, see `own_noise`; None: as constructed
     generator:torch.Generator|None=None, # of fresh noise, and asks for it
 ) -> list: # one tensor a layer
     "The noise of one call; `ValueError` names what does not fit."
-    if noise is None: noise = "fresh" if generator is not None else self.noise_mode
-    if isinstance(noise, str) and noise == "auto": noise = "fresh" if self.training else "stored"
-    how = noise if isinstance(noise, str) else "own"
-    if generator is not None and how != "fresh":
-        advice = "give it without noise=, or with noise='fresh'"
-        raise ValueError(f"StyleGAN2Generator: a generator draws fresh noise; {advice}")
+    how = self._noise_kind(noise, generator)
     if how == "stored": return [getattr(self, f"noise_{k}") for k in range(len(self.sides))]
     if how == "fresh": return [self.randn(b, 1, s, s, generator=generator) for s in self.sides]
     if how == "own": return self.own_noise(b, noise)
-    raise ValueError(
-        f"StyleGAN2Generator: noise: expected 'auto', 'fresh', 'stored' or a list of tensors, got {noise!r}"
-    )
+    want = "'auto', 'fresh', 'stored' or a list of tensors"
+    raise ValueError(f"StyleGAN2Generator: noise: expected {want}, got {noise!r}")
 
 # %% ../../nbs/405_zoo.stylegan2.ipynb #f767a146
 @patch
@@ -142,6 +147,14 @@ def synthesis(self:StyleGAN2Generator,
     return (picture, outs) if features else picture
 
 # %% ../../nbs/405_zoo.stylegan2.ipynb #c6715a4e
+def _truncated(w, truncation, w_mean):
+    "Latents w pulled towards their mean; `ValueError` without it."
+    if truncation == 1: return w
+    if w_mean is not None: return w_mean + truncation*(w-w_mean)
+    advice = "needs w_mean=, the mean latent; compute it with net.mean_w()"
+    raise ValueError(f"StyleGAN2Generator: truncation={truncation} {advice}")
+
+# %% ../../nbs/405_zoo.stylegan2.ipynb #71ba7de3
 @patch
 @door(truncation=real())
 def forward(self:StyleGAN2Generator,
@@ -154,12 +167,7 @@ def forward(self:StyleGAN2Generator,
     features:bool=False, # return the layers' outputs too
 ) -> torch.Tensor|tuple: # pictures (b, channels, size, size), or pictures, w, features in this order
     "Pictures from latents z; `ValueError` for shapes that do not fit."
-    w = self.map(z)
-    if truncation != 1:
-        if w_mean is None:
-            advice = "needs w_mean=, the mean latent; compute it with net.mean_w()"
-            raise ValueError(f"StyleGAN2Generator: truncation={truncation} {advice}")
-        w = w_mean + truncation*(w-w_mean)
+    w = _truncated(self.map(z), truncation, w_mean)
     picture, outs = self.synthesis(w, noise, generator, features=True)
     more = ([w] if latents else []) + ([outs] if features else [])
     return (picture, *more) if more else picture
@@ -181,9 +189,8 @@ def share_noise(self:StyleGAN2Generator,
     other:StyleGAN2Generator, # a network of the same size, such as the teacher
 ) -> StyleGAN2Generator: # self
     "Take over the stored noise of `other`; `ValueError` if it is of another size."
-    if other.size != self.size:
-        why = f"stored noise of size {other.size} does not fit a network of size {self.size}"
-        raise ValueError(f"StyleGAN2Generator: {why}")
+    why = f"stored noise of size {other.size} does not fit a network of size {self.size}"
+    if other.size != self.size: raise ValueError(f"StyleGAN2Generator: {why}")
     for mine,its in zip(self.noises(1, "stored"), other.noises(1, "stored")): mine.copy_(its)
     return self
 
@@ -226,8 +233,7 @@ def _keeps(keep, widths):
         if other: raise ValueError(f"prune_channels: places are 0 ... {n-1}, got {other}")
         keep = [keep.get(k) for k in range(n)]
     if len(keep) != n:
-        want = f"{n} lists of channels (constant and {n-1} layers)"
-        raise ValueError(f"prune_channels: keep: expected {want}, got {len(keep)}")
+        raise ValueError(f"prune_channels: keep: expected {n} lists (constant and layers), got {len(keep)}")
     return [_kept(i, c, k) for k,(i,c) in enumerate(zip(keep, widths))]
 
 # %% ../../nbs/405_zoo.stylegan2.ipynb #2e355a4a

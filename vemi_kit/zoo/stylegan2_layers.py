@@ -234,7 +234,7 @@ def level_width(
 
 # %% ../../nbs/404_zoo.stylegan2_layers.ipynb #27faa5e9
 def scaled_widths(
-    name:str, # what the message calls the network
+    name:str, # the network's name in messages
     profile:list, # channels of each layer
     width:int|None, # what the largest becomes; None: as it is
 ) -> tuple[list, int]: # the scaled profile, and its largest
@@ -247,7 +247,7 @@ def scaled_widths(
 
 # %% ../../nbs/404_zoo.stylegan2_layers.ipynb #d1504c31
 def network_widths(
-    name:str, # what the message calls the network
+    name:str, # the network's name in messages
     sides:list, # of the feature maps at each place where channels are counted
     width:int|None=None, # what the largest becomes; None: as it is
     multiplier:int=2, # see `level_width`

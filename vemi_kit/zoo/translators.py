@@ -20,9 +20,10 @@ TRANSLATOR_NORMS = {
     "batch": nn.BatchNorm2d,
 }
 
+# %% ../../nbs/402_zoo.translators.ipynb #84c6f319
 def norm_of(
     norm:str, # one of `TRANSLATOR_NORMS`
-    name:str, # what the message calls the network
+    name:str, # the network's name in messages
 ) -> tuple[Callable, bool]: # the norm's constructor, and whether convolutions before it have a bias
     "Look up a norm; `ValueError` for one that is not in `TRANSLATOR_NORMS`."
     if not isinstance(norm, str) or norm not in TRANSLATOR_NORMS:
@@ -32,7 +33,7 @@ def norm_of(
 # %% ../../nbs/402_zoo.translators.ipynb #d6249902
 def check_sides(
     x:torch.Tensor, # (b, c, h, w)
-    name:str, # what the message calls the network
+    name:str, # the network's name in messages
     channels:int, # expected c
     multiple:int=1, # h and w must be multiples of it ...
     least:int=1, # ... and at least this
@@ -59,6 +60,7 @@ def conv3(
     k = nn.Conv2d(c, c, 3, padding=1, padding_mode="reflect", groups=groups, bias=bias)
     return nn.Sequential(k, make(c), nn.Conv2d(c, c, 1, bias=bias)) if separable else k
 
+# %% ../../nbs/402_zoo.translators.ipynb #8a60c184
 def _widened(c, wide, norm, separable):
     "A 1x1 from `c` to `wide` channels, a 3x3 there, a 1x1 back; norm and ReLU between them."
     make, bias = norm_of(norm, "ResBlock")
@@ -159,6 +161,7 @@ def level_width(self:UNetGenerator, i:int): # level, 0 is the outermost
     "Channels of level `i`: they double, up to 8 times the first."
     return self.config["width"]*min(2**i, 8)
 
+# %% ../../nbs/402_zoo.translators.ipynb #46c91822
 @patch
 def level_parts(self:UNetGenerator,
     i:int, # level of the blocks

@@ -22,6 +22,7 @@ def _rename(pairs, net):
     inside = lambda ours: [k for k in keys if k.startswith(f"{ours}.")]
     return {k: theirs + k[len(ours):] for ours,theirs in pairs.items() for k in inside(ours)}
 
+# %% ../../nbs/407_zoo.weights.ipynb #c21a2bda
 def resnet_names(
     net:ResNetGenerator, # one without separable convolutions
     second:int=5, # position of a block's second convolution: 5, or 6 after a dropout
@@ -53,6 +54,7 @@ def _axis(state, key, dim):
     "An axis of a convolution's weight; 3 if there is no such weight, which the strict loading reports."
     return state[key].shape[dim] if key in state and state[key].ndim == 4 else 3
 
+# %% ../../nbs/407_zoo.weights.ipynb #f0feefbc
 def _resnet_of(state, norm):
     "A `ResNetGenerator` of the shapes in `state`, and its names there."
     n = len({k.split(".")[1] for k in state if ".conv_block." in k})
@@ -61,6 +63,7 @@ def _resnet_of(state, norm):
     shifted = any(".conv_block.6.weight" in k and v.ndim == 4 for k,v in state.items())
     return net, resnet_names(net, 6 if shifted else 5)
 
+# %% ../../nbs/407_zoo.weights.ipynb #23bb36bf
 def _unet_of(state, norm):
     "A `UNetGenerator` of the shapes in `state`, and its names there."
     n = 1 + sum(bool(re.fullmatch(r"model\.model\.1(\.model\.3)*\.model\.1\.weight", k)) for k in state)
@@ -74,6 +77,7 @@ def _cyclegan_norm(state, stem, probe):
     if f"{probe}.weight" not in state: return "instance"
     return "instance affine" if stem.replace("weight", "bias") in state else "batch"
 
+# %% ../../nbs/407_zoo.weights.ipynb #fca8c313
 def _without_statistics(state):
     "A state without running statistics, which instance norms do not use."
     unused = ("running_mean","running_var","num_batches_tracked")
@@ -184,10 +188,12 @@ def _last(state, pattern):
     "The largest number in names that match, or 0."
     return max([int(m[1]) for k in state if (m := re.match(pattern, k))], default=0)
 
+# %% ../../nbs/407_zoo.weights.ipynb #95b24f7e
 def _size_of(state, key, axis):
     "One axis of a tensor; 1 if it has no such axis, which the strict loading reports."
     return state[key].shape[axis] if state[key].ndim > axis else 1
 
+# %% ../../nbs/407_zoo.weights.ipynb #7a0a47c4
 def _stylegan2_depth(state, part):
     "How often the network doubles 4 pixels."
     if part == "d": return _last(state, r"convs\.(\d+)\.")
