@@ -120,7 +120,7 @@ def test_a_scheduler_that_stops_all_processes(plugin, tmp_path, wait_for, jobs):
         raise
     os.killpg(p.pid, signal.SIGTERM)
     out, err = p.communicate(timeout=600)
-    assert p.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
+    assert p.returncode == 143 and "the same command goes on from there" in err and "Traceback" not in err
     rows = lines(tmp_path/"runs.jsonl")
     assert 1 <= len(rows) < 50 and not any("error" in r for r in rows)
     pids = [int(f.name.split("_")[1]) for f in set(plugin.glob("worker_*")) - before]

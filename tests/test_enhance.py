@@ -101,7 +101,7 @@ def test_folder_of_all_kinds_one_bad_file_and_again(tmp_path, student, here):
 
 
 @pytest.mark.parametrize("sig, code", [
-    (signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_interrupted_apply_goes_on(tmp_path, student, here, wait_for, sig, code):
     "Whatever stops it, no half file stands under a good name, and the same command finishes the rest."
     pictures(tmp_path/"in", 40, 120, 160)
@@ -138,7 +138,7 @@ def test_training_interrupted_resumed_and_applied(tmp_path, here, wait_for, sig)
     wait_for(lambda: history.exists() and history.read_text().count("\n") >= 2, p)
     p.send_signal(sig)
     _, err = p.communicate(timeout=600)
-    assert p.returncode == 130 and "--resume" in err and not (tmp_path/"rep/student.safetensors").exists()
+    assert p.returncode == 128 + sig and "--resume" in err and not (tmp_path/"rep/student.safetensors").exists()
     r = here(*ARGS)
     assert r.returncode == 1 and "--resume" in r.stderr
     r = here(*ARGS, "--resume", "--steps", "401")

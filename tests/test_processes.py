@@ -3,7 +3,7 @@ import subprocess, sys
 import pytest, torch
 
 SCRIPT = """
-import sys, time, torch
+import os, sys, time, torch
 from pathlib import Path
 from torch import nn
 from vemi_kit.core import set_seed
@@ -21,10 +21,10 @@ from vemi_kit.methods.vem import VEMethod
 from vemi_kit.zoo.dcgan import SNDiscriminator
 
 class Net(nn.Module):
-    def __init__(self, w, norm=nn.Identity):
+    def __init__(self, w, norm=nn.Identity, drop=0.):
         super().__init__()
         self.start = nn.Sequential(nn.Linear(8, 16*w), nn.Unflatten(1, (w, 4, 4)), norm(w), nn.ReLU())
-        self.middle = nn.Sequential(nn.Conv2d(w, w, 3, padding=1), nn.ReLU())
+        self.middle = nn.Sequential(nn.Conv2d(w, w, 3, padding=1), nn.ReLU(), nn.Dropout(drop))
         self.end = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(w, 1, 3, padding=1), nn.Tanh())
     def forward(self, z): return self.end(self.middle(self.start(z)))
 
@@ -41,10 +41,14 @@ METHODS = dict(
     noisy=lambda: [L2(), VEMethod(noise_std=.1)],
     tilted=lambda: [L2(), VEMethod(preset="tilted", every=1, n_chains=8)],
     features=lambda: [Features(), VIDFeatures()],
+    # a network's own draws: each process has a stream of its own
+    dropout=lambda: [L2(), VEMethod(noise_std=.1)],
     # contrast and batch norm see what else is in the batch
     crd=lambda: [L2(), CRD(memory=8)],
     omgd=omgd,
 )
+
+RESUMED = "noisy", "tilted", "dropout", "crd", "omgd"
 
 class StopLast(Callback):
     "The last process alone is asked to stop after its step 2; the first writes its last checkpoint slowly."
@@ -56,14 +60,20 @@ class StopLast(Callback):
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
 
-def go(kind, *callbacks, resume=None, name=None):
+rank = int(os.environ.get("RANK", 0))
+
+def go(kind, *callbacks, resume=None, name=None, data=Latents(8, 16)):
     out = root/(name or kind)
     out.mkdir(exist_ok=True)
     set_seed(0)
-    teacher, student = Net(16), Net(4, nn.BatchNorm2d if kind == "omgd" else nn.Identity)
+    teacher = Net(16)
+    # a script without a seed: every process builds another student, and all start from the first one's
+    if kind == "plain": set_seed(100 + rank)
+    norm = nn.BatchNorm2d if kind == "omgd" else nn.Identity
+    student = Net(4, norm, .2 if kind == "dropout" else 0.)
     cbs = [*callbacks, Checkpoint(out/"run.pt"), History(out/"history.jsonl")]
     kw = dict(n_steps=6, device="cpu", callbacks=cbs, log_every=1)
-    run = Distiller(teacher, student, METHODS[kind](), Latents(8, 16), **kw)
+    run = Distiller(teacher, student, METHODS[kind](), data, **kw)
     messages, send = [], torch.distributed.all_reduce
     def count(x, *args, **kw):
         messages.append(x.numel())
@@ -73,19 +83,19 @@ def go(kind, *callbacks, resume=None, name=None):
     except KeyboardInterrupt: pass
     finally: torch.distributed.all_reduce = send
     own = run.objective.methods
-    # energy, variances, adaptors, embeddings, online teachers and critics, too; but crd's memory holds each
-    # process's own pictures
-    buffers = [] if kind == "crd" else own.buffers()
-    state = [*student.parameters(), *student.buffers(), *own.parameters(), *buffers]
+    # energy, variances, adaptors, embeddings and memory, online teachers and critics, too
+    state = [*student.parameters(), *student.buffers(), *own.parameters(), *own.buffers()]
     end = dict(state=[p.detach() for p in state], step=run.step, messages=len(messages))
     torch.save(end, out/f"end_{process_index()}.pt")
 
 for kind in METHODS: go(kind)
 go("plain", StopLast(), name="stopped")
 go("plain", resume=root/"stopped/run.pt", name="resumed")
-for kind in ("noisy","tilted"):
+for kind in RESUMED:
     go(kind, StopLast(), name=f"{kind}_stopped")
     go(kind, resume=root/f"{kind}_stopped/run.pt", name=f"{kind}_resumed")
+try: go("plain", name="other", data=Latents(8, 16, seed=rank))
+except ValueError as e: (root/f"refused_{rank}.txt").write_text(str(e))
 """
 
 
@@ -109,7 +119,7 @@ def ends(tmp_path_factory):
     return lambda n, kind: ([read(outs[n]/kind/f"end_{i}.pt") for i in range(n)], outs[n]/kind)
 
 
-@pytest.mark.parametrize("kind", ["plain", "vem", "noisy", "tilted", "features", "crd", "omgd"])
+@pytest.mark.parametrize("kind", ["plain", "vem", "noisy", "tilted", "features", "dropout", "crd", "omgd"])
 def test_two_processes_equal_one(ends, kind):
     (one,), _ = ends(1, kind)
     (a, b), out = ends(2, kind)
@@ -123,12 +133,19 @@ def test_two_processes_equal_one(ends, kind):
     assert len((out/"history.jsonl").read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize("kind", ["noisy", "tilted"])
+@pytest.mark.parametrize("kind", ["noisy", "tilted", "dropout", "crd", "omgd"])
 def test_noise_and_chains_go_on_after_a_resume_in_two_processes(ends, kind):
     whole, resumed = ends(2, kind)[0], ends(2, f"{kind}_resumed")[0]
     assert ends(2, f"{kind}_stopped")[0][0]["step"] < 6
     for a, b in zip(whole, resumed):
         for x, y in zip(a["state"], b["state"]): assert torch.equal(x, y)
+
+
+def test_processes_with_other_data_are_refused(ends):
+    out = ends(2, "plain")[1].parent
+    for i in (0, 1):
+        assert "processes of this run differ in ['data']" in (out/f"refused_{i}.txt").read_text()
+    assert not (out/"other/run.pt").exists()
 
 
 def test_a_request_to_stop_travels_with_the_gradients(ends):

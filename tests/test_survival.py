@@ -101,17 +101,25 @@ def test_forty_kills(tmp_path, formula, kind):
     same(whole, killed_then_finished(tmp_path/"killed", rng, formula, kind, n_kills=n))
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_save(tmp_path, sig):
-    "What a terminal or a scheduler sends ends the run with a checkpoint of its last step, and a code not 0."
+@pytest.mark.parametrize("sig, times", [(signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGHUP, 1)])
+def test_signals_save(tmp_path, sig, times):
+    """What a terminal or a scheduler sends ends `distill` with a checkpoint of its last step; a script that
+    does not catch the KeyboardInterrupt ends as Python ends one, by SIGINT. Schedulers send SIGTERM to all
+    processes, and a launcher passes its own on: the second one costs nothing.
+    """
     p = start(tmp_path/"run", every=1000)
     p.stdout.readline()
     wait_for_steps(tmp_path/"run", 2)
-    p.send_signal(sig)
-    p.communicate(timeout=60)
-    assert p.returncode != 0
+    for _ in range(times):
+        p.send_signal(sig)
+        time.sleep(.003)
+    _, err = p.communicate(timeout=60)
     state = torch.load(tmp_path/"run/checkpoint.pt", weights_only=True)
     assert 0 < state["step"] < 60
+    # a second one that finds the run over ends Python at once
+    if times > 1 and p.returncode == -sig: return
+    assert f"stopped after step {state['step']} of 60" in err and "resume=True" in err
+    assert p.returncode == -signal.SIGINT
 
 
 def wait_for_steps(folder, rows, seconds=60):

@@ -76,24 +76,28 @@ def safe_streams():
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
 
 # %% ../nbs/105_commands.ipynb #c4lms1gn
-def _like_ctrl_c(owner, signum, frame):
-    "Do what Ctrl-C would do now; in a child process end as usual."
+def _like_ctrl_c(owner, told, signum, frame):
+    "Do what Ctrl-C would do now, and note which signal it was; in a child process end as usual."
     if os.getpid() != owner:
         signal.signal(signum, signal.SIG_DFL)
         return os.kill(os.getpid(), signum)
+    told.append(signum)
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler): raise KeyboardInterrupt
-    handler(signal.SIGINT, frame)
+    handler(signum, frame)
 
 # %% ../nbs/105_commands.ipynb #260dba2f
 @contextmanager
 def calm_signals():
-    "Within the block SIGTERM and SIGHUP act as Ctrl-C, unless they are ignored or handled already."
+    """Within the block SIGTERM and SIGHUP act as Ctrl-C, unless they are ignored or handled already. Yields a
+    list of those that came.
+    """
     names = [n for n in ("SIGTERM","SIGHUP") if hasattr(signal, n)]
     main = threading.current_thread() is threading.main_thread()
     mine = [s for s in (getattr(signal, n) for n in names) if main and signal.getsignal(s) == signal.SIG_DFL]
-    for s in mine: signal.signal(s, functools.partial(_like_ctrl_c, os.getpid()))
-    try: yield
+    told = []
+    for s in mine: signal.signal(s, functools.partial(_like_ctrl_c, os.getpid(), told))
+    try: yield told
     finally:
         for s in mine: signal.signal(s, signal.SIG_DFL)
 
@@ -101,14 +105,15 @@ def calm_signals():
 def exit_code(
     name:str, # of the command, in front of its errors
     run:Callable, # the work: a function without arguments; what it returns is the exit code, None is 0
-) -> int: # 0 done, 1 an error reported in one line, 130 interrupted
+) -> int: # 0 done, 1 an error reported in one line, 128 plus the number of the signal that ended it
     "Run the work and return its exit code. The message of a `KeyboardInterrupt` is printed, too."
     safe_streams()
+    told = []
     try:
-        with calm_signals(): return run() or 0
+        with calm_signals() as told: return run() or 0
     except KeyboardInterrupt as e:
         print(f"Interrupted. {e}".rstrip(), file=sys.stderr)
-        return 130
+        return 128 + (told[0] if told else signal.SIGINT)
     except ERRORS as e:
         print(f"{name}: {e}", file=sys.stderr)
         return 1

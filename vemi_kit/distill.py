@@ -14,9 +14,9 @@ from torch import nn
 from . import callable_module
 from .core import check_finite, check_net, check_number, frozen
 from .doors import check_device, door, one_of
-from .processes import sync_buffers, sync_grads
+from .processes import check_same, exchange, own_share, sync_buffers, sync_grads, sync_state
 from .runs import calm_interrupt, make_accelerator, one_writer, own_randomness
-from .runs import random_state, set_random_state, until_stopped
+from .runs import process_randomness, random_state, set_random_state, until_stopped
 from .data.batches import Stream
 from .schedules import Plan, cosine
 from .methods.reader import Reader
@@ -24,7 +24,7 @@ from .methods.base import Objective
 from .methods.taps import Taps
 from .preflight import check_identity, check_numbers, first_look, identify, try_smallest
 from .checkpoints import path_before, read_checkpoint
-from .callbacks import Checkpoint, Guard, History, Progress, name_callbacks
+from .callbacks import Checkpoint, Guard, History, Progress, name_callbacks, where_stopped
 
 # %% ../nbs/703_distill.ipynb #3493f8ad
 class StudentKnobs:
@@ -87,15 +87,7 @@ def share(self:Distiller,
     b:object, # a batch, as the data gave it
 ) -> object: # tensors on the device; anything else as it is
     "This process's share of a batch; `ValueError` if it cannot be shared equally."
-    n, k = self.accelerator.num_processes, self.accelerator.process_index
-    def put(x):
-        if not torch.is_tensor(x): return x
-        if len(x) % n:
-            shared = f"a batch of {len(x)} cannot be shared equally among {n} processes"
-            raise ValueError(f"Distiller: {shared}; choose a multiple")
-        return x.to(self.device).chunk(n)[k]
-    if isinstance(b, dict): return {k: put(x) for k,x in b.items()}
-    return tuple(put(x) for x in b) if isinstance(b, (tuple,list)) else put(b)
+    return own_share(b, self.device, "Distiller")
 
 @patch
 def batch(self:Distiller, i:int) -> object:
@@ -120,9 +112,11 @@ def prepare(self:Distiller):
     whole = until_stopped(self, lambda: self.data.batch(0), alone)
     if whole is None: raise KeyboardInterrupt
     batch = self.share(whole)
+    sync_state(self.student)
     t, s = first_look(self, batch)
     self.objective.to(self.device)
     self.objective.prepare(self.teacher, self.student, batch, t, s, self.read)
+    sync_state(self.objective)
     self.taps = [Taps(net, names) for net,names in zip((self.teacher, self.student), self.objective.layers)]
     more = [g if isinstance(g, dict) else dict(params=[g]) for g in self.objective.student_parameters()]
     groups = [dict(params=list(self.student.parameters())), *more]
@@ -133,6 +127,7 @@ def prepare(self:Distiller):
     check_numbers(self)
     try_smallest(self, batch)
     self.identity = identify(self, whole)
+    check_same(self.identity, "Distiller")
     self.plan.apply(0, **self.owners)                                # a misspelt knob fails here
 
 # %% ../nbs/703_distill.ipynb #38f8357c
@@ -207,9 +202,9 @@ def fit(self:Distiller,
         if resume is not None: self.load(resume)
         for c in self.callbacks: c.before_fit()
         status = self.loop()
-        self.accelerator.wait_for_everyone()
+        exchange(self.accelerator.wait_for_everyone)
     self.student.eval()
-    if status == "interrupted": raise KeyboardInterrupt
+    if status == "interrupted": raise KeyboardInterrupt(where_stopped(self))
     return self
 
 # %% ../nbs/703_distill.ipynb #ff547297
@@ -221,7 +216,7 @@ def loop(self:Distiller) -> str: # finished or interrupted
         while self.step < self.n_steps and not (self.stop if alone else self.stopped):
             batch = until_stopped(self, lambda: self.batch(self.step), alone)
             if batch is None: break
-            figures = self.one_step(batch)
+            with process_randomness(self.seed, self.step, self.device): figures = self.one_step(batch)
             for c in self.callbacks: c.after_step(figures)
         for n,p in self.student.named_parameters(): check_finite(p.detach(), f"Distiller: student, {n}")
         status = "finished" if self.step == self.n_steps else "interrupted"
@@ -277,8 +272,12 @@ def distill(
     callbacks:list=(), # further Callbacks
     **kw, # further arguments of `Distiller`
 ) -> Distiller: # finished; the figures are in run[History].rows
-    """Distil with a progress bar, a history and a guard, and with a folder also checkpoints. One process at a
+    """Distil with a progress bar, a history and a guard, and with a folder also checkpoints. One run at a
     time writes to a folder.
+
+    Ctrl-C, SIGTERM and SIGHUP end it after the step in progress, saved in `out`, by `KeyboardInterrupt`. If
+    nothing catches that, Python ends as after Ctrl-C (130 in a shell); the kit's commands end with 143 after
+    SIGTERM. A handler of the program's own for SIGTERM or SIGHUP stays, and all do outside the main thread.
     """
     path = out and Path(out)/"checkpoint.pt"
     if resume and not out:

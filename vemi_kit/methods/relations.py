@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from fastcore.all import patch
 from torch import nn
+from ..processes import gather_rows, process_count
 from .taps import Taps, module_key
 from .features import FeatureMethod
 
@@ -122,9 +123,10 @@ def remember(self:CRD,
     layer:str, # of the teacher
     pooled:torch.Tensor, # its pooled features of this batch
 ) -> torch.Tensor: # embeddings (n, dim) of earlier batches
-    "Further negatives from the memory, which then takes this batch in."
+    "Further negatives from the memory, which then takes this batch in, that of all processes."
     store = getattr(self, f"memory {module_key(layer)}")
     earlier = self.embed(layer, 0, store[:min(int(self.n_seen), self.memory)].clone())
+    pooled = gather_rows(pooled)
     at = (int(self.n_seen) + torch.arange(len(pooled), device=store.device)) % self.memory
     with torch.no_grad(): store[at] = pooled
     return earlier
@@ -153,5 +155,5 @@ def loss(self:CRD, batch:object, t:torch.Tensor, s:torch.Tensor, features:dict|N
     "Sum over layers; logs `nats` too."
     self.nats = []
     value, figures = super(CRD, self).loss(batch, t, s, features)
-    self.n_seen += len(t)
+    self.n_seen += len(t)*process_count()
     return value, dict(figures, nats=sum(self.nats)/len(self.nats))
