@@ -14,11 +14,11 @@ from vemi_kit.zoo.dcgan import SNDiscriminator
 
 METHODS = [
     "l1", "l2", "ssim", "style", "perceptual", "tv", "vid", "vid_features", "features", "channel",
-    "attention", "similarity", "crd", "cat", "cagc", "adversarial", "omgd", "relativistic",
+    "attention", "similarity", "crd", "cat", "cagc", "adversarial", "omgd", "relativistic", "score",
 ]
 QUIET = dict(device="cpu", progress=False)
 # somebody else moves, so the student's loss need not fall
-GAMES = ("adversarial", "omgd", "relativistic")
+GAMES = ("adversarial", "omgd", "relativistic", "score")
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,7 @@ from .methods.cat import *
 from .methods.omgd import *
 from .methods.cagc import *
 from .methods.relativistic import *
+from .methods.score import *
 from .preflight import *
 from .callbacks import *
 from .distill import *

@@ -123,7 +123,20 @@ def score(self:Denoiser,
     s = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device)
     return (self(noisy, sigma, given)-noisy)/s.square().view(-1, *[1]*(noisy.ndim-1))
 
-# %% ../nbs/414_denoisers.ipynb #0b696b01
+# %% ../nbs/414_denoisers.ipynb #022a12ab
+@patch
+def error(self:Denoiser,
+    found:torch.Tensor, # what the denoiser gave for noised samples (b, ...)
+    x:torch.Tensor, # the clean samples
+    sigma:torch.Tensor, # noise levels (b,)
+) -> torch.Tensor: # scalar
+    """Mean squared error, weighted by (sigma²+a²)/(sigma a)² as in EDM: about 1 at every level for a body
+    that is zero. Raises `ValueError` for unequal shapes.
+    """
+    check_alike(found, x, "Denoiser.error", ("found","x"))
+    weight = 1/sigma.view(-1, *[1]*(x.ndim-1)).square() + 1/self.std.square()
+    return (weight*(found-x).square()).mean()
+
 @patch
 def loss(self:Denoiser,
     x:torch.Tensor, # clean samples (b, ...)
@@ -131,13 +144,10 @@ def loss(self:Denoiser,
     noise:torch.Tensor, # standard normal, like x
     given:torch.Tensor|None=None, # what else is known, for the body
 ) -> torch.Tensor: # scalar
-    """Mean squared error, weighted by (sigma²+a²)/(sigma a)² as in EDM: about 1 at every level for a body
-    that is zero. Raises `ValueError` for unequal shapes.
-    """
+    "The `error` for these samples with this noise. Raises `ValueError` for unequal shapes."
     check_alike(x, noise, "Denoiser.loss", ("x","noise"))
-    s = sigma.view(-1, *[1]*(x.ndim-1))
-    weight = 1/s.square() + 1/self.std.square()
-    return (weight*(self(x+s*noise, sigma, given)-x).square()).mean()
+    noisy = x + sigma.view(-1, *[1]*(x.ndim-1))*noise
+    return self.error(self(noisy, sigma, given), x, sigma)
 
 @door(n=whole(1), low=real(0, above=True), high=real(0, above=True))
 def draw_levels(
