@@ -63,7 +63,7 @@ def _tune(a, configs, widths, kw):
 def _compare(a, configs, widths, kw):
     "The comparison and its report."
     rows = compare(a.out, a.tasks, configs, widths, a.seeds, a.steps, a.lr, a.seconds_of, a.certified,
-                   tuned=not a.untuned, **kw)
+                   tuned=not a.untuned, judge=a.judge, **kw)
     print(write_report(a.out))
     print(f"Report: {Path(a.out)/'report.md'}")
     return int(any("error" in r for r in rows))
@@ -92,6 +92,7 @@ def vemi_compare(
     lr:float|None=None, # for all methods alike; default: tuned, or the task's
     seconds_of:str|None=None, # a method: run every other one a second time, for as long as this one took
     certified:int=0, # pairs for certified values; 0: none
+    judge:str|None=None, # imagenet: features of photographs (extra judge); default: each task's own
     pool:int=0, # inputs to learn from, for which the teacher runs once; 0: new ones in each batch
     jobs:int=1, # processes, one thread each
     untuned:bool=False, # leave out what the tuning found

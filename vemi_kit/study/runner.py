@@ -69,11 +69,11 @@ def vital_signs(
 
 # %% ../../nbs/916_study.runner.ipynb #e00b32aa
 @lru_cache(8)
-def _stage(cls, folder, device, certified, n_pool):
+def _stage(cls, folder, device, certified, n_pool, judge=None):
     "Workload, networks, judge and pool, made once in each process."
     workload = cls()
     nets = workload.teacher(folder, device)
-    judge = Judge(workload, nets["teacher"], certified)
+    judge = Judge(workload, nets["teacher"], certified, judge)
     return workload, nets, judge, workload.answers(nets["teacher"], n_pool, folder) if n_pool else None
 
 def _costs(net, sample):
@@ -109,10 +109,11 @@ def compare_run(
     cls:type, # class of the workload
     folder:str|Path, # of teachers
     device:str|torch.device, # where to compute
-    spec:dict, # see `student_run`; also certified, pool and course
+    spec:dict, # see `student_run`; also certified, pool, judge and course
 ) -> dict: # the line: `spec` and what came out
     "Train a student and judge it, its averaged weights (`figures`) and its last ones (`last`)."
-    stage = _stage(cls, str(folder), str(device), spec.get("certified", 0), spec.get("pool", 0))
+    given = [spec.get(k, no) for k,no in (("certified", 0), ("pool", 0), ("judge", None))]
+    stage = _stage(cls, str(folder), str(device), *given)
     workload, nets, judge, pool = stage
     run, clock, averaged = student_run(workload, nets, spec, _course(judge, spec), pool)
     start = time.perf_counter()
