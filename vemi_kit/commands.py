@@ -8,7 +8,7 @@ __all__ = ['ERRORS', 'add_options', 'safe_streams', 'calm_signals', 'exit_code',
 # %% ../nbs/105_commands.ipynb #498b2f09
 import argparse, functools, inspect, os, re, shlex, signal, sys, threading, types, typing
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from fastcore.docments import docments
 
@@ -70,10 +70,18 @@ def add_options(
 ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError, ArithmeticError)
 
 # %% ../nbs/105_commands.ipynb #81d0f4e6
+@contextmanager
 def safe_streams():
-    "Let stdout and stderr write what their encoding lacks as escapes, so that no work is lost to a print."
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
+    """Within the block stdout and stderr write what their encoding lacks as escapes, so that no work is lost
+    to a print.
+    """
+    was = [(s, s.errors) for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
+    for s,_ in was: s.reconfigure(errors="backslashreplace")
+    try: yield
+    finally:
+        # a reader that has gone, as in `| head`, must not change how the work ended
+        with suppress(OSError, ValueError):
+            for s,errors in was: s.reconfigure(errors=errors)
 
 # %% ../nbs/105_commands.ipynb #c4lms1gn
 def _like_ctrl_c(owner, told, signum, frame):
@@ -107,10 +115,9 @@ def exit_code(
     run:Callable, # the work: a function without arguments; what it returns is the exit code, None is 0
 ) -> int: # 0 done, 1 an error reported in one line, 128 plus the number of the signal that ended it
     "Run the work and return its exit code. The message of a `KeyboardInterrupt` is printed, too."
-    safe_streams()
     told = []
     try:
-        with calm_signals() as told: return run() or 0
+        with safe_streams(), calm_signals() as told: return run() or 0
     except KeyboardInterrupt as e:
         print(f"Interrupted. {e}".rstrip(), file=sys.stderr)
         return 128 + (told[0] if told else signal.SIGINT)
@@ -143,12 +150,12 @@ def _runner(name, text, parser, function):
     "The command itself: a function of a list of arguments, with its parser as an attribute."
     def run(argv:list|None=None) -> int:
         "Parse, work, exit code."
-        safe_streams()
-        args = vars(parser.parse_args(argv))
-        work = args.pop("_work")
-        token = _line.set(" ".join([name, *map(shlex.quote, sys.argv[1:] if argv is None else argv)]))
-        try: return exit_code(name, lambda: _call(work, args))
-        finally: _line.reset(token)
+        with safe_streams():
+            args = vars(parser.parse_args(argv))
+            work = args.pop("_work")
+            token = _line.set(" ".join([name, *map(shlex.quote, sys.argv[1:] if argv is None else argv)]))
+            try: return exit_code(name, lambda: _call(work, args))
+            finally: _line.reset(token)
     run.__name__, run.__doc__, run.parser, run.function = name, text, parser, function
     return run
 

@@ -62,7 +62,8 @@ def seeded(
     seed:int|None=None, # where torch's CPU generator starts within the block; None: where it is
 ):
     """Within the block torch's global CPU generator starts from `seed`; afterwards it is what it was before.
-    Generators of GPUs are not touched.
+    Generators of GPUs are not touched. All threads share this generator: another one that draws within the
+    block gets these numbers. Also a decorator: `@seeded()`.
     """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the GPUs too

@@ -13,7 +13,7 @@ from typing import Literal
 from ..core import check_number
 from ..files import lock_file, write_text
 from ..commands import command, command_line
-from ..timing import CostReport
+from ..timing import CostReport, torch_threads
 from ..methods.base import Objective
 from .restorer import load_restorer, save_restorer
 from .train import Enhancer
@@ -128,8 +128,9 @@ def train(
 ):
     "Teacher, student and report from a folder of clean pictures."
     settings = {k: v for k,v in locals().items() if k not in ("resume","device","out","threads")}
-    if threads: torch.set_num_threads(threads)
-    try: told = _train(Path(out), settings, resume, device)
+    try:
+        with torch_threads(threads or torch.get_num_threads()):
+            told = _train(Path(out), settings, resume, device)
     except KeyboardInterrupt:
         text = "What was finished is kept; the same command with --resume goes on from there."
         raise KeyboardInterrupt(text) from None
@@ -191,10 +192,11 @@ def apply(
     out:str, # folder for the restored ones (PNG)
 ) -> int: # 0, or 1 if a file could not be restored
     "Restore a folder."
-    if threads: torch.set_num_threads(threads)
     restorer = load_restorer(student, device)
     tiles = dict(tile=tile, overlap=overlap, batch_size=batch_size)
-    try: report = enhance_folder(restorer, folder, out, overwrite, **tiles)
+    try:
+        with torch_threads(threads or torch.get_num_threads()):
+            report = enhance_folder(restorer, folder, out, overwrite, **tiles)
     except KeyboardInterrupt:
         text = "What was finished is kept; the same command goes on from there."
         raise KeyboardInterrupt(text) from None

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch import nn
-from ..core import check_images, check_number, default_device, generator, set_seed
+from ..core import check_images, check_number, default_device, generator
+from ..runs import own_randomness
 from ..metrics.features import Extractor
 from ..metrics.distances import FrechetDistance
 from ..metrics.fidelity import judge, patch_spectra, patches, round8
@@ -117,8 +118,9 @@ def build_teacher(self:Enhancer,
     family = family or ("SRResNet" if self.scale > 1 else "UNetRestorer")
     if family not in FAMILIES:
         raise ValueError(f"Enhancer: family: expected one of {list(FAMILIES)}, got {family!r}")
-    set_seed(self.seed)
-    net = SRResNet(width, depth or 8, self.scale) if family == "SRResNet" else UNetRestorer(width, depth or 2)
+    large = family == "SRResNet"
+    with own_randomness(self.seed, self.device):
+        net = SRResNet(width, depth or 8, self.scale) if large else UNetRestorer(width, depth or 2)
     self.teacher = Restorer(net, self.task)
     return self.teacher
 
@@ -145,8 +147,8 @@ def make_student(self:Enhancer,
     if self.teacher.scale != self.scale:
         task = f"the task {self.task!r} {self.scale} times"
         raise ValueError(f"Enhancer: the teacher enlarges {self.teacher.scale} times, {task}")
-    set_seed(self.seed + 1)
-    net = shrink(self.teacher.net, sample=self.sample.to(self.device), **budget)
+    with own_randomness(self.seed + 1, self.device):
+        net = shrink(self.teacher.net, sample=self.sample.to(self.device), **budget)
     self.student = Restorer(net.to(self.device), self.task)
     return self.student
 

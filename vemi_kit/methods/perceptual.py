@@ -11,7 +11,7 @@ from fastcore.all import patch
 from pathlib import Path
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
-from ..core import generator
+from ..core import generator, seeded
 from ..files import weights_hash
 from ..metrics.features import digit_classifier
 from ..metrics.fidelity import LPIPS
@@ -56,6 +56,7 @@ def use_classifier(self:PerceptualFeatures) -> str: # a name for the note
 
 # %% ../../nbs/609_methods.perceptual.ipynb #ff91b657
 @patch
+@seeded()
 def use_random(self:PerceptualFeatures,
     channels:int, # of the pictures
     seed:int, # of the weights

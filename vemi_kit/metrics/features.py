@@ -12,8 +12,10 @@ from collections.abc import Callable
 from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch import nn
-from ..core import check_batch, check_finite, check_images, check_number, frozen, require, set_seed
+from ..core import check_batch, check_finite, check_images, check_number, frozen, require
+from ..core import seeded, stream
 from ..files import load_nets, read_config, weights_hash, weights_path
+from ..runs import own_seed
 from ..data.pictures import digits, resize
 from ..data.batches import Batches
 
@@ -61,6 +63,7 @@ def _moved(x, g):
     return F.grid_sample(x+1, grid, align_corners=False) - 1
 
 # %% ../../nbs/221_metrics.features.ipynb #bef5a966
+@own_seed
 def train_digit_classifier(
     n_epochs:int=40, # passes over the training split
     seed:int=0, # initialisation, order, shifts
@@ -70,7 +73,7 @@ def train_digit_classifier(
     the `demo` extra.
     """
     check_number(n_epochs, "train_digit_classifier: n_epochs", 1, whole=True)
-    g = set_seed(seed)
+    g = stream(seed, "moves of the digits")
     x, y = digits(16)
     net, data, n_steps = DigitClassifier().to(device), Batches((x, y), 64, seed), n_epochs*(len(x)//64)
     opt = torch.optim.Adam(net.parameters(), 2e-3)
@@ -101,7 +104,7 @@ def accuracy(
 def digit_classifier() -> DigitClassifier:
     "The trained classifier that ships with the kit, in evaluation mode."
     path = weights_path("digit_classifier")
-    net = DigitClassifier(**read_config(path, "classifier"))
+    with seeded(): net = DigitClassifier(**read_config(path, "classifier"))
     load_nets(path, classifier=net)
     return net.eval()
 

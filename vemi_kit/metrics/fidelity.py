@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from ..core import check_alike, check_batch, check_finite, check_images, check_number, check_range
+from ..core import seeded
 
 # %% ../../nbs/224_metrics.fidelity.ipynb #a33cb48d
 def _check_pictures(x, y, name, names, smallest):
@@ -77,7 +78,7 @@ class LPIPS(nn.Module):
         super().__init__()
         if net not in _LPIPS: raise ValueError(f"LPIPS: expected net {list(_LPIPS)}, got {net!r}")
         spec, self.taps, self.smallest = _LPIPS[net]
-        self.body = _conv_stack(spec)
+        with seeded(): self.body = _conv_stack(spec)
         _load_body(self.body, path, net)
         lin = _channel_weights(net)
         # (1, channels, 1, 1)

@@ -12,7 +12,7 @@ import torch
 from pathlib import Path
 from torch import nn
 from typing import Literal
-from ..core import check_number, check_pairs, default_device, frozen, generator
+from ..core import check_number, check_pairs, default_device, frozen, generator, seeded
 from ..commands import command, command_line
 from ..files import load_nets, net_names, read_config, write_text
 from ..data.folders import ImageFolder, PairedFolder
@@ -32,6 +32,7 @@ def find_class(
         raise ValueError(f"arch: expected module:Class, e.g. {example}, got {arch!r} ({e})") from e
 
 # %% ../../nbs/532_nats.measure.ipynb #34a8d3b3
+@seeded()
 def load_saved(
     path:str|Path, # file written by `files.save_nets`
     arch:str="vemi_kit.zoo.dcgan:SNGenerator", # module:Class of the network

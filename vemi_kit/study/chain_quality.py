@@ -11,7 +11,8 @@ import torch
 from collections.abc import Callable
 from contextlib import contextmanager
 from fastcore.all import patch, store_attr
-from ..core import check_alike, check_finite, frozen, generator, set_seed
+from ..core import check_alike, check_finite, frozen, generator
+from ..runs import own_seed
 from ..data.pictures import digits, photo_crops, resize
 from ..data.batches import Batches
 from ..vem import VEM
@@ -173,6 +174,7 @@ def _step(self:_Beside, vem, t, low, i):
     _descend(self.opt, (s - t).abs().mean())
 
 # %% ../../nbs/902_study.chain_quality.ipynb #903e1928
+@own_seed
 def student_energy(
     width:int=8, # of the energy
     size:int=64, # of the pictures
@@ -183,7 +185,6 @@ def student_energy(
     **chain, # settings of the `VEM`: step_size, noise_std, lr, n_steps
 ) -> ChainQuality:
     "An energy trained on photograph crops beside a student that enlarges them."
-    set_seed(seed)
     t, low = _pairs(size, n_pool, seed, device)
     beside = _Beside(t)
     vem = VEM.like(t[:4], low[:4], width=width, fast=True, seed=seed, **chain)
@@ -195,6 +196,7 @@ def student_energy(
     return ChainQuality(vem, s, about, beside.warm.states, lambda s: beside.start(s, low))
 
 # %% ../../nbs/902_study.chain_quality.ipynb #353aec48
+@own_seed
 def sharp_energy(
     width:int=8, # of the energy
     n_pool:int=64, # digits
@@ -204,7 +206,7 @@ def sharp_energy(
     **chain, # settings of the `VEM`
 ) -> ChainQuality:
     "An energy taught to be low at 16x16 digits and high at their blurred versions."
-    g = set_seed(seed)
+    g = generator(seed)
     t = digits(16)[0][:256].to(device)
     s = resize(resize(t, 5), 16)
     vem = VEM.like(t, s, width=width, fast=True, seed=seed, **chain)

@@ -10,7 +10,8 @@ import copy, itertools, json, statistics
 import torch
 from pathlib import Path
 from contextlib import contextmanager
-from ..core import check_number, default_device, generator, set_seed
+from ..core import check_number, default_device, generator
+from ..runs import own_seed
 from ..files import lock_file, write_text
 from ..commands import command, command_line
 from ..data.pictures import photo_crops, resize
@@ -76,6 +77,7 @@ def _join_tilted(times):
     times["l1 + tilted vem"] = [(x + (every-1)*y)/every for x,y in both]
 
 # %% ../../nbs/904_study.steps.ipynb #fb9fcd6b
+@own_seed
 def step_share(
     name:str, # one of `SHARES`
     rounds:int=3, # of timing
@@ -86,7 +88,6 @@ def step_share(
     plain, fast, fast with 3 longer steps, and tilted (mean of a call that trains the energy and of those
     between); without the teacher's forward thanks to `TeacherCache`; and the term's shares.
     """
-    set_seed(0)
     teacher, student, pool, batch = SHARES[name]()
     cached = TeacherCache(teacher.eval().to(device), pool, batch_size=batch)
     run = lambda teacher, vem=None: _one_step(teacher, student, Batches(pool, batch), device, vem)

@@ -15,9 +15,11 @@ from pathlib import Path
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm.auto import tqdm
-from ..core import check_finite, check_images, check_net, check_path, default_device, set_seed
+from ..core import check_finite, check_images, check_net, check_path, default_device
+from ..core import seeded, stream
 from ..doors import door, real, whole
 from ..files import load_nets, read_config, save_nets, weights_path
+from ..runs import own_seed
 from ..data.pictures import digits
 from ..data.batches import Batches
 
@@ -199,6 +201,7 @@ def hinge_step(
 
 # %% ../../nbs/401_zoo.dcgan.ipynb #10614555
 @door(net_g=check_net, net_d=check_net, n_steps=whole(0), lr=real(0), ema_decay=real(0, 1), seed=whole())
+@own_seed
 def train_gan(
     net_g:nn.Module, # latent (b, z_dim) to picture
     net_d:nn.Module, # picture to logit (b,)
@@ -211,7 +214,7 @@ def train_gan(
     on_step:Callable|None=None, # called as on_step(i, ema, log)
 ) -> tuple[nn.Module, nn.Module, list]: # averaged generator, discriminator, log of (d_loss, g_loss)
     "Train a GAN with hinge losses; raises `FloatingPointError` if a loss is not finite."
-    device, g, log = default_device(device), set_seed(seed), []
+    device, g, log = default_device(device), stream(seed, "latents"), []
     net_g, net_d = net_g.to(device).train(), net_d.to(device).train()
     ema = running_average(net_g, ema_decay)
     opt_g, opt_d = (torch.optim.Adam(n.parameters(), lr=lr, betas=(0.,.9)) for n in (net_g, net_d))
@@ -227,6 +230,7 @@ def train_gan(
     return ema.module.eval(), net_d.eval(), log
 
 # %% ../../nbs/401_zoo.dcgan.ipynb #161f3dde
+@own_seed
 def train_digits_teacher(
     path:str|Path|None=None, # where to save (.safetensors); None does not save
     n_steps:int=4000, # generator steps of 64 pictures
@@ -236,7 +240,6 @@ def train_digits_teacher(
     on_step:Callable|None=None, # as in `train_gan`
 ) -> tuple[nn.Module, nn.Module]: # generator (averaged), discriminator
     "Train the teacher of the demo on the training split of the digits; needs the `demo` extra."
-    set_seed(seed)
     net_g, net_d = SNGenerator(16, 1, width), SNDiscriminator(16, 1, width)
     data = Batches(digits(16)[0], 64, seed)
     net_g, net_d, _ = train_gan(net_g, net_d, data, n_steps, seed=seed, device=device, on_step=on_step)
@@ -250,7 +253,8 @@ def digits_teacher(
 ) -> tuple[nn.Module, nn.Module]: # generator and discriminator, in evaluation mode
     "The trained digits GAN; raises as `load_nets` does for a file that does not fit."
     path = weights_path("digits_teacher") if path is None else check_path(path, "digits_teacher: path")
-    net_g = SNGenerator(**read_config(path, "generator"))
-    net_d = SNDiscriminator(**read_config(path, "discriminator"))
+    with seeded():
+        net_g = SNGenerator(**read_config(path, "generator"))
+        net_d = SNDiscriminator(**read_config(path, "discriminator"))
     load_nets(path, generator=net_g, discriminator=net_d)
     return net_g.eval().to(device), net_d.eval().to(device)

@@ -10,8 +10,9 @@ import torch, torch.nn.functional as F
 from collections.abc import Callable
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import check_finite, check_net, default_device, set_seed
+from ..core import check_finite, check_net, default_device, stream
 from ..doors import door, real, whole
+from ..runs import own_seed
 from .dcgan import running_average, take_step
 from .stylegan2 import StyleGAN2Generator
 
@@ -71,6 +72,7 @@ def lazy_optimizers(
 # %% ../../nbs/406_zoo.stylegan2_training.ipynb #df881f84
 @door(net_g=check_net, net_d=check_net, n_steps=whole(0), lr=real(0), gamma=real(0), r1_every=whole(1))
 @door(mixing=real(0, 1), ema_decay=real(0, 1), seed=whole())
+@own_seed
 def train_stylegan2(
     net_g:StyleGAN2Generator, # latent (b, z_dim) to picture
     net_d:nn.Module, # picture to logit (b,)
@@ -88,7 +90,7 @@ def train_stylegan2(
     """Train with logistic losses, lazy R1 and style mixing, without path-length regularisation; raises
     `FloatingPointError` if a loss is not finite.
     """
-    device, g, log = default_device(device), set_seed(seed), []
+    device, g, log = default_device(device), stream(seed, "latents and cuts"), []
     net_g, net_d = net_g.to(device).train(), net_d.to(device).train()
     ema, (opt_g, opt_d) = running_average(net_g, ema_decay), lazy_optimizers(net_g, net_d, lr, r1_every)
     for i in tqdm(range(n_steps), "training StyleGAN2", mininterval=2):

@@ -10,6 +10,7 @@ import argparse, re
 import torch
 from pathlib import Path
 from torch import nn
+from ..core import seeded
 from ..files import load_state, raise_mismatch, read_state
 from .translators import ResNetGenerator, UNetGenerator
 from .restorers import SRResNet
@@ -84,6 +85,7 @@ def _without_statistics(state):
     return {k: v for k,v in state.items() if not k.endswith(unused)}
 
 # %% ../../nbs/407_zoo.weights.ipynb #682cb5d7
+@seeded()
 def load_cyclegan(
     source:str|Path|dict, # file of a generator of the project (`latest_net_G_A.pth`, ...), or its state dict
 ) -> nn.Module: # `ResNetGenerator` or `UNetGenerator`, in evaluation mode
@@ -117,6 +119,7 @@ def _basicsr_scale(state, width):
     return 3 if len(state["upconv1.weight"]) == 9*width else 2
 
 # %% ../../nbs/407_zoo.weights.ipynb #ef574819
+@seeded()
 def load_basicsr(
     source:str|Path|dict, # file of an MSRResNet saved by BasicSR (.pth), or its state dict, nested or not
 ) -> SRResNet: # in evaluation mode, with `unit_range`
@@ -221,6 +224,7 @@ def _other_filters(state, kernels):
     return [t for t,gain in kernels.items() if state[t].shape != (4,4) or not fits(state[t], gain)]
 
 # %% ../../nbs/407_zoo.weights.ipynb #8ab8cc41
+@seeded()
 def load_stylegan2(
     source:str|Path|dict, # a file (.pt), what `torch.load` made of it, or the state dict of one network
     part:str="g_ema", # "g_ema" (averaged generator), "g", or "d" (discriminator)
