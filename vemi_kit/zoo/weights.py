@@ -25,13 +25,14 @@ def _rename(pairs, net):
 
 # %% ../../nbs/407_zoo.weights.ipynb #c21a2bda
 def resnet_names(
-    net:ResNetGenerator, # one without separable convolutions
+    net:ResNetGenerator, # the mobile ResNet's, with separable convolutions, too
     second:int=5, # position of a block's second convolution: 5, or 6 after a dropout
 ) -> dict: # {our name: original name}
     "Names of a `ResNetGenerator`'s tensors in the original project's files."
     n = len(net.blocks)
     outer = dict(stem=1, down1=4, down2=7, up1=10+n, up2=13+n)
     inner = dict(conv1=1, norm1=2, conv2=second, norm2=second+1)
+    if net.config["separable"]: inner |= dict(conv1="1.conv", conv2=f"{second}.conv")
     pairs = {f"{ours}.{j}": f"model.{i+j}" for ours,i in outer.items() for j in (0,1)}
     for k in range(n): pairs |= {f"blocks.{k}.{o}": f"model.{10+k}.conv_block.{i}" for o,i in inner.items()}
     return _rename(pairs | {"head.0": f"model.{17+n}"}, net)
@@ -60,9 +61,11 @@ def _resnet_of(state, norm):
     "A `ResNetGenerator` of the shapes in `state`, and its names there."
     n = len({k.split(".")[1] for k in state if ".conv_block." in k})
     width, c_in = state["model.1.weight"].shape[:2]
-    net = ResNetGenerator(width, n, c_in, _axis(state, f"model.{17+n}.weight", 0), norm)
-    shifted = any(".conv_block.6.weight" in k and v.ndim == 4 for k,v in state.items())
-    return net, resnet_names(net, 6 if shifted else 5)
+    mobile = any(".conv_block.1.conv.0.weight" in k for k in state)
+    net = ResNetGenerator(width, n, c_in, _axis(state, f"model.{17+n}.weight", 0), norm, separable=mobile)
+    shifted = re.compile(r".*\.conv_block\.6\.(conv\.0\.)?weight")
+    second = 6 if any(shifted.match(k) and v.ndim == 4 for k,v in state.items()) else 5
+    return net, resnet_names(net, second)
 
 # %% ../../nbs/407_zoo.weights.ipynb #23bb36bf
 def _unet_of(state, norm):
