@@ -9,6 +9,7 @@ notebooks = sorted((root/"nbs").rglob("*.ipynb"))
 ini = ConfigParser(delimiters=["="])
 ini.read(root/"settings.ini")
 EXTRAS = ["sklearn", "skimage", "ipywidgets", "jupyterlab", "nbdev", "execnb", "scipy.linalg", "torch_pruning"]
+EXTRAS += ["onnx", "onnxscript", "onnxruntime"]
 
 
 def python(code, cwd):
@@ -34,9 +35,12 @@ except ImportError as e: print(e)
 from vemi_kit.pruning import prune
 try: prune(torch.nn.Conv2d(3, 3, 1), macs_ratio=2, sample=torch.zeros(1,3,8,8))
 except ImportError as e: print(e)
+from vemi_kit.deploy import export_onnx
+try: export_onnx(torch.nn.Conv2d(3, 3, 1).eval(), "x", torch.zeros(1,3,8,8))
+except ImportError as e: print(e)
 """, tmp_path)
     assert r.returncode == 0, r.stderr
-    for extra in ("demo","explore","prune"): assert f"pip install 'vemi_kit[{extra}]'" in r.stdout
+    for extra in ("demo","explore","prune","deploy"): assert f"pip install 'vemi_kit[{extra}]'" in r.stdout
 
 
 def test_missing_extra_stops_the_demo_with_the_pip_command(tmp_path):

@@ -72,6 +72,10 @@ from .preflight import *
 from .callbacks import *
 from .distill import *
 from .cache import *
+from .deploy.folder import *
+from .deploy.trace import *
+from .deploy.program import *
+from .deploy.runtime import *
 from .enhance.degrade import *
 from .enhance.crops import *
 from .enhance.restorer import *

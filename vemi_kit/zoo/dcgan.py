@@ -95,7 +95,8 @@ def forward(self:SNGenerator,
 ) -> torch.Tensor: # pictures (b, channels, size, size) in [-1, 1]
     "Pictures from latents; `TypeError` or `ValueError` for anything else."
     check_latents(z, "SNGenerator", self.z_dim)
-    h = self.blocks(self.linear(z).view(len(z), -1, 4, 4))
+    # shape, not len: exporters keep it free
+    h = self.blocks(self.linear(z).view(z.shape[0], -1, 4, 4))
     return torch.tanh(self.conv(F.relu(self.bn(h))))
 
 # %% ../../nbs/401_zoo.dcgan.ipynb #b97c9414
