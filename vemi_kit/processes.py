@@ -34,8 +34,9 @@ def exchange(
     "Call it; warns and raises `ConnectionError` if another process of the run has ended."
     try: send(*args)
     except RuntimeError as e:
-        who = f"process {process_index()} of {process_count()} has lost another one, which failed or was killed"
-        text = f"{who}; the last checkpoint is whole: the same command with resume=True goes on from it"
+        who = f"process {process_index()} of {process_count()} has lost another one"
+        how = "the last checkpoint is whole: the same command with resume=True goes on from it"
+        text = f"{who}, which failed or was killed; {how}"
         warnings.warn(text)
         raise ConnectionError(text) from e
 

@@ -215,7 +215,7 @@ def check_launcher():
     asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
     ranks = "WORLD_SIZE", "LOCAL_RANK", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
     if not asked or any(k in os.environ for k in ranks): return
-    how = "torchrun --nproc_per_node N or accelerate launch --multi_gpu --num_processes N start N, on CPUs too"
+    how = "torchrun --nproc_per_node N or accelerate launch --multi_gpu --num_processes N start N"
     warnings.warn(f"accelerate launch started one process, whatever its --num_processes said; {how}")
 
 # %% ../nbs/107_runs.ipynb #86b33265
