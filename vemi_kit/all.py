@@ -76,6 +76,7 @@ from .deploy.folder import *
 from .deploy.trace import *
 from .deploy.program import *
 from .deploy.runtime import *
+from .teachers import *
 from .enhance.degrade import *
 from .enhance.crops import *
 from .enhance.restorer import *
