@@ -25,6 +25,7 @@ from .metrics.features import *
 from .metrics.protocol import *
 from .metrics.distances import *
 from .metrics.fidelity import *
+from .metrics.coin import *
 from .metrics.imagenet import *
 from .energy import *
 from .chains import *
@@ -50,6 +51,7 @@ from .nats.bases import *
 from .nats.annealing import *
 from .nats.tilted import *
 from .nats.bounds import *
+from .nats.denoise import *
 from .nats.peers import *
 from .nats.vem import *
 from .nats.measure import *

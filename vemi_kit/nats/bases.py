@@ -220,10 +220,10 @@ def fit_base(
     g:torch.Generator, # order of the batches
     padding:str="zeros", # or "circular"
 ) -> ConditionalBase:
-    """The `ConditionalBase` with the best validation likelihood among a few: pictures with the Gaussian
-    likelihood; vectors with and without margins of t, and with Student's.
+    """The `ConditionalBase` with the best validation likelihood among a few: with and without margins of t,
+    and for vectors with Student's likelihood.
     """
-    kinds, best = [(False,False)] if t.ndim == 4 else [(False,False), (True,False), (False,True)], None
+    kinds, best = [(False,False), (True,False)] + ([] if t.ndim == 4 else [(False,True)]), None
     with seeded(int(torch.randint(2**31, (), generator=g, device=g.device))):
         for margins,student in kinds:
             base = ConditionalBase(t.shape[1:], s.shape[1:], margins=margins, padding=padding).to(t.device)

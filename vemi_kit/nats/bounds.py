@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Estimate', 'mi_lower_bound', 'gaussian_bound', 'Sandwich', 'ais_bounds', 'task_draws', 'task_bound', 'plot_sandwich',
-           'conditional_bound', 'certify_pairs', 'certified_conditional']
+           'noisy_halves', 'conditional_bound', 'certify_pairs', 'certified_conditional']
 
 # %% ../../nbs/509_nats.bounds.ipynb #4a88a4ed
 import math
@@ -232,11 +232,12 @@ def _check_door(t, s, noise_floor, seed, name, least, alike=False):
     check_number(noise_floor, f"{name}: noise_floor", 0)
     check_number(seed, f"{name}: seed", 0, whole=True)
 
-def _noisy_halves(t, s, noise_floor, seed):
-    """t plus the noise floor, and two halves of the pairs at random. Both come from streams of their own:
-    noise that a user has drawn already, as data, would be no noise.
-    """
-    t, s = t.detach().cpu().float(), s.detach().cpu().float()
+def noisy_halves(
+    t:torch.Tensor, s:torch.Tensor, # pairs (n, ...)
+    noise_floor:float, seed:int, # standard deviation of the noise added to t; of noise and split
+) -> list: # (t, s) twice, float32 on the CPU
+    "t plus the noise floor, in two random halves; from streams of their own: noise drawn as data is none."
+    t, s = (x.detach().cpu().float() for x in (t, s))
     t = t + noise_floor*torch.randn(t.shape, generator=stream(seed, "noise floor"))
     return [(t[i], s[i]) for i in torch.randperm(len(t), generator=stream(seed, "halves")).chunk(2)]
 
@@ -252,7 +253,7 @@ def conditional_bound(
     `core.check_pairs` and `core.check_number`.
     """
     _check_door(t, s, noise_floor, seed, "conditional_bound", least=4, alike=True)
-    fit, held_out = _noisy_halves(t, s, noise_floor, seed)
+    fit, held_out = noisy_halves(t, s, noise_floor, seed)
     return -mi_lower_bound(GaussianBase(t.shape[1]).fit(*fit), *held_out)
 
 # %% ../../nbs/509_nats.bounds.ipynb #03e1ec3d
@@ -274,7 +275,7 @@ def certify_pairs(
     if not isinstance(levels, (list,tuple)) or not levels:
         raise ValueError(f"certify_pairs: levels: expected a tuple of whole numbers, got {levels!r}")
     for n in levels: check_number(n, "certify_pairs: levels", 1, whole=True)
-    fit, held_out = ([x.to(device) for x in half] for half in _noisy_halves(t, s, noise_floor, seed))
+    fit, held_out = ([x.to(device) for x in half] for half in noisy_halves(t, s, noise_floor, seed))
     model = fit_tilted(*fit, seed=seed, **kw)
     known = dict(h_t=h_t, log_p=log_p, n_paths=2, seed=seed)
     return [ais_bounds(model, *held_out, n, fit[1][:100], **known) for n in levels], model
