@@ -7,7 +7,8 @@ __all__ = ['several_processes', 'process_index', 'process_count', 'exchange', 's
            'sync_grads', 'gather_rows', 'own_share']
 
 # %% ../nbs/103_processes.ipynb #9d44553a
-import torch, warnings
+import re, warnings
+import torch
 from collections.abc import Callable, Iterable
 from torch import nn
 
@@ -34,6 +35,7 @@ def exchange(
     "Call it; warns and raises `ConnectionError` if another process of the run has ended."
     try: send(*args)
     except RuntimeError as e:
+        if not re.search("connection|time.?out|timed out|remote|socket|broken pipe", str(e), re.I): raise
         who = f"process {process_index()} of {process_count()} has lost another one"
         how = "the last checkpoint is whole: the same command with resume=True goes on from it"
         text = f"{who}, which failed or was killed; {how}"
