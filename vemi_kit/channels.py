@@ -60,7 +60,7 @@ def _layer_tensors(m, out):
 
 # %% ../nbs/412_channels.ipynb #7db03196
 class _Rooted(nn.Module):
-    "A network behind a layer that stands for its input, so that a trace knows the input's channels."
+    "A network behind a layer in place of its input, so that a trace knows the input's channels."
     def __init__(self, net, x):
         super().__init__()
         kinds = {2: nn.Linear, 4: nn.Conv2d, 5: nn.Conv3d}

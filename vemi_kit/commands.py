@@ -14,7 +14,7 @@ from fastcore.docments import docments
 
 # %% ../nbs/105_commands.ipynb #3723cf24
 def _kind(anno) -> dict:
-    "What `argparse` is told of an annotation; `Literal` gives `choices`, `list[int]` several values."
+    "An annotation as arguments of `add_argument`; `Literal` gives `choices`, `list[int]` several values."
     if isinstance(anno, types.UnionType): anno = typing.get_args(anno)[0]
     if typing.get_origin(anno) is typing.Literal: return dict(choices=typing.get_args(anno))
     if typing.get_origin(anno) is list: return dict(_kind(typing.get_args(anno)[0]), nargs="+")

@@ -230,7 +230,7 @@ def sample(self:VEM,
 def tighten(self:VEM,
     t:torch.Tensor, # teacher pictures (b, c, h, w), or the ground truth of a paired task
     s:torch.Tensor, # student pictures (b, c', h, w); detached here
-    energy_steps:int|None=None, # chain and energy step, so often; 0: the chain only; None: the setting
+    energy_steps:int|None=None, # how many energy steps; 0: the chain only; None: the setting
 ) -> VEMStep: # its `loss(s)` is the student's term
     """Draw t_hat with the present energy, then take a step on the energy: minimise
     `E(t,s) - E(t_hat,s) + l2 (E(t,s)² + E(t_hat,s)²)`, all inputs detached. Raises `DivergenceError`.

@@ -217,8 +217,8 @@ class KernelDistance(FeatureMetric):
     metric, kind = "kernel", "features"
     def __init__(self,
         reference:torch.Tensor|Iterable, # as in `FeatureMetric`
-        name:str, # likewise
-        extractor:Extractor|nn.Module|None=None, # likewise
+        name:str, # as in `FeatureMetric`
+        extractor:Extractor|nn.Module|None=None, # as in `FeatureMetric`
         subsets:int=100, # random subsets of both crowds
         subset_size:int=1000, # pictures in each
         degree:int=3, # of the polynomial kernel (x·y/d + 1)**degree
@@ -279,8 +279,8 @@ class PrecisionRecall(FeatureMetric):
     kind, metric = "features", "precision and recall"
     def __init__(self,
         reference:torch.Tensor|Iterable, # as in `FeatureMetric`
-        name:str, # likewise
-        extractor:Extractor|nn.Module|None=None, # likewise
+        name:str, # as in `FeatureMetric`
+        extractor:Extractor|nn.Module|None=None, # as in `FeatureMetric`
         k:int=3, # the ball reaches the k-th neighbour
         **kw, # seed, batch_size, n, cache of `FeatureMetric`
     ):

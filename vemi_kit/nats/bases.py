@@ -152,7 +152,7 @@ def _loss(self:ConditionalBase, x, c, student):
 # %% ../../nbs/506_nats.bases.ipynb #672a7dd5
 @patch
 def _descend(self:ConditionalBase, train, val, g, student, n_epochs, batch_size, lr):
-    "AdamW until the validation part says stop; ends at the state that was best there."
+    "AdamW until the validation part no longer improves; ends at the state that was best there."
     opt, best, bad = torch.optim.AdamW(self.parameters(), lr, weight_decay=1e-2), (math.inf, None), 0
     for _ in range(n_epochs):
         for i in torch.randperm(len(train[0]), generator=g, device=g.device).split(batch_size):

@@ -78,12 +78,15 @@ class Sandwich:
     n_levels:int
     acceptance:tuple    # mean over levels, reverse and forward
     length:float        # thermodynamic length of the path, sqrt(nats)
-    def to_dict(self):
-        "Plain numbers, for JSON; the acceptance is None where nothing moved."
-        values = {k: getattr(self, k) for k in ("lower","multi","upper","base")}
-        plain = {k: dict(mean=e.mean, se=e.se, n=e.n, bits_per_dim=e.bits_per_dim) for k,e in values.items()}
-        moved = [None if math.isnan(a) else a for a in self.acceptance]
-        return dict(plain, n_levels=self.n_levels, acceptance=moved, length=self.length)
+
+# %% ../../nbs/509_nats.bounds.ipynb #5adcfd93
+@patch
+def to_dict(self:Sandwich) -> dict:
+    "Plain numbers, for JSON; the acceptance is None where nothing moved."
+    values = {k: getattr(self, k) for k in ("lower","multi","upper","base")}
+    plain = {k: dict(mean=e.mean, se=e.se, n=e.n, bits_per_dim=e.bits_per_dim) for k,e in values.items()}
+    moved = [None if math.isnan(a) else a for a in self.acceptance]
+    return dict(plain, n_levels=self.n_levels, acceptance=moved, length=self.length)
 
 # %% ../../nbs/509_nats.bounds.ipynb #5cd4f5a0
 @patch
@@ -117,14 +120,12 @@ def _log_p(log_p, t):
     if x.shape != (len(t),): raise ValueError(f"log_p: expected shape ({len(t)},), got {tuple(x.shape)}")
     return check_finite(x, "log_p")
 
+# %% ../../nbs/509_nats.bounds.ipynb #efb01b9d
 def _levels(model, t, n_levels, pilot, g):
     "The path of `n_levels` levels, spaced on pilot conditions."
     if n_levels == 1: return AnnealPath.straight()
-    if pilot is None:
-        raise ValueError(
-            "ais_bounds: give pilot=, conditions of pairs that are not evaluated here, "
-            "or path=; levels spaced on the same pairs void the certificate"
-        )
+    void = "levels spaced on the evaluated pairs void the certificate"
+    if pilot is None: raise ValueError(f"ais_bounds: give pilot=, conditions of others, or path=; {void}")
     return anneal_path(model.tilt, model.base.condition(pilot), t.shape[1:], n_levels, g)
 
 # %% ../../nbs/509_nats.bounds.ipynb #94fee8ed

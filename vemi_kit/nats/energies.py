@@ -119,7 +119,7 @@ def fit_quadratic(self:TiltNet,
 # %% ../../nbs/503_nats.energies.ipynb #ab406189
 class Experts(nn.Module):
     """Tilt `f(u) -> (b,)` in nats for residuals (b, channels, h, w) of any size: a product of Student-t
-    experts on pixels, windows and learned filters. The condition `c` is not looked at.
+    experts on pixels, windows and learned filters. The condition `c` is not used.
     """
     def __init__(self,
         channels:int, # of u
@@ -165,7 +165,7 @@ def groups(self:Experts,
 @patch
 def forward(self:Experts,
     u:torch.Tensor, # whitened residuals (b, channels, h, w)
-    c:torch.Tensor|None=None, # conditions, not looked at
+    c:torch.Tensor|None=None, # conditions, not used
 ) -> torch.Tensor: # (b,) nats, always float32
     "The tilt; raises `ValueError` for other channels."
     k = self.config

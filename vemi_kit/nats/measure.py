@@ -48,7 +48,7 @@ def load_saved(
     config = read_config(path, name)
     try: net = find_class(arch)(**config)
     except TypeError as e: raise ValueError(f"arch: {arch} does not fit {path}, with {config} ({e})") from e
-    if not isinstance(net, nn.Module): raise ValueError(f"arch: {arch} is no network")
+    if not isinstance(net, nn.Module): raise ValueError(f"arch: {arch} is not a network")
     load_nets(path, **{name: net})
     return net.eval()
 
@@ -177,6 +177,7 @@ def _check_floor(noise_floor):
     why = "without noise the information of two networks is infinite"
     raise ValueError(f"--noise-floor > 0 expected ({why}), got {noise_floor}")
 
+# %% ../../nbs/532_nats.measure.ipynb #90093cf1
 def _both(a, b): return f"{Path(a).name} | {Path(b).name}"
 
 # %% ../../nbs/532_nats.measure.ipynb #fff108f1

@@ -21,8 +21,8 @@ class Task:
     nats, `log_p(t) -> (b,)` nats.
     """
     def __init__(self,
-        name:str, # how tables call it
-        sample:Callable, # sample(b, g) -> t (b, d_t) or (b, c, h, w), s likewise
+        name:str, # its name in tables
+        sample:Callable, # sample(b, g) -> t (b, d_t) or (b, c, h, w), and s
         mi:float, # I(T;S) in nats
         h_t:float|None=None, # H(T) in nats; None if it has no density
         log_p:Callable|None=None, # log_p(t) -> (b,), nats; None if it is not known

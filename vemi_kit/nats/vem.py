@@ -71,11 +71,13 @@ def _begin(self:TiltedVEM, t, s):
     sync_state(self.energy)
     self._train_from(torch.randn(int(self.n_chains), *t.shape[1:], generator=self._g, device=t.device))
 
+# %% ../../nbs/531_nats.vem.ipynb #c5e9a919
 @patch
 def _train_from(self:TiltedVEM, chains):
     tilt, n = self.energy.tilt, int(self.n_steps)
     self.trainer = TiltTrainer(tilt, chains, self._g, self.lr, n, trust=self.trust)
 
+# %% ../../nbs/531_nats.vem.ipynb #eced78ec
 @patch
 def _noise(self:TiltedVEM, t):
     return self.noise_floor*shared_randn(t, self._g)

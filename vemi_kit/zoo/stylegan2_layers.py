@@ -49,7 +49,7 @@ def upfirdn(
     up:int=1, # `up-1` zeros after each pixel
     down:int=1, # keep every `down`-th pixel
     pad:tuple=(0,0), # zeros before and after, on both axes
-) -> torch.Tensor: # (b, c, (h*up + sum(pad) - len(taps))//down + 1, likewise for w)
+) -> torch.Tensor: # (b, c, (h*up + sum(pad) - len(taps))//down + 1, the same for w)
     "Upsample by zeros, pad, filter separably, downsample."
     b, c, h, w = x.shape
     if up > 1: x = F.pad(x[:,:,:,None,:,None], (0,up-1,0,0,0,up-1)).reshape(b, c, h*up, w*up)
