@@ -293,8 +293,7 @@ def certified_conditional(
     """Certified value of `E[log p(t~|s)]` in nats, for this `noise_floor` only; the pairs are split in
     halves, one to fit (and to space the levels), one to evaluate. Raises `ValueError` without a noise floor.
     """
-    if noise_floor <= 0:
-        why = "without noise the information of two networks is infinite"
-        raise ValueError(f"certified_conditional: noise_floor > 0 expected ({why}), got {noise_floor}")
+    want = "noise_floor > 0 expected (without noise the information of two networks is infinite)"
+    if noise_floor <= 0: raise ValueError(f"certified_conditional: {want}, got {noise_floor}")
     (sandwich,), model = certify_pairs(t, s, noise_floor, (n_levels,), seed, **kw)
     return sandwich, model
