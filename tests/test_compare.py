@@ -108,7 +108,7 @@ def test_interrupted(plugin, tmp_path, wait_for):
     assert 1 <= len(lines(tmp_path/"runs.jsonl")) < 50
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_scheduler_that_stops_all_processes(plugin, tmp_path, wait_for, jobs):
     "SIGTERM to the whole group: finished runs are kept, none becomes an error, no worker stays behind."
     before = set(plugin.glob("worker_*"))
@@ -150,12 +150,12 @@ def test_diverged_runs_are_lines(plugin, tmp_path, capsys):
     (["--methods", "adversarial", "--set", "adversarial.loss=wasserstein"], "loss: expected one of"),
     (["--widths", "0"], "a width from 1 to 64"),
     (["--widths", "8,many"], "--widths: expected whole numbers"),
-    (["--seeds", "0"], "at least one seed"),
-    (["--jobs", "0"], "at least one seed, job"),
-    (["--steps", "-3"], "step expected"),
+    (["--seeds", "0"], "compare: at least one seed expected, got none"),
+    (["--jobs", "0"], "compare: jobs: expected a whole number >= 1, got 0"),
+    (["--steps", "-3"], "compare: steps: expected a whole number >= 1, got -3"),
     (["--seconds-of", "l2"], "seconds_of: expected one of ['l1', 'l1 + vem']"),
     (["--certified", "20"], "at least 200 pairs"),
-    (["--lr", "nan"], "compare: lr: a positive finite number expected, got nan"),
+    (["--lr", "nan"], "compare: lr: expected a finite number > 0, got nan"),
     (["--configs", "nowhere.json"], "nowhere.json"),
     (["--report", "nowhere"], "no runs at"),
     (["--tune", "vid.init=1"], "no formula has the knobs ['vid.init']"),
@@ -179,7 +179,7 @@ def test_equal_time(plugin, tmp_path):
     assert len(lines(tmp_path/"runs.jsonl")) == 3
 
 
-@pytest.mark.parametrize("base", [Faces32, Photos2x, Edges64])
+@pytest.mark.parametrize("base", [Faces32, Photos2x, pytest.param(Edges64, marks=pytest.mark.slow)])
 def test_tasks_in_small(base, tmp_path):
     """Teachers are trained once and kept; photographs of training and judging differ; restoration is judged
     against the truth, too.
@@ -244,8 +244,8 @@ def test_pool(plugin, tmp_path):
     fresh, = compare(tmp_path, "tiny", **kw)
     pooled, = compare(tmp_path, "tiny", pool=40, **kw)
     assert fresh["key"] != pooled["key"] and pooled["pool"] == 40 and fresh["figures"] != pooled["figures"]
-    for bad in (-1, 3):
-        with pytest.raises(ValueError, match="at least a batch of"): compare(tmp_path, "tiny", pool=bad, **kw)
+    for bad, told in ((-1, "compare: pool: expected a whole number >= 0, got -1"), (3, "at least a batch of")):
+        with pytest.raises(ValueError, match=told): compare(tmp_path, "tiny", pool=bad, **kw)
 
 
 def test_statistics_against_scipy():

@@ -75,7 +75,7 @@ def test_retrained_teacher(tmp_path):
 
 @pytest.mark.parametrize("args, message", [
     (["--methods", "l1+nothing"], "no method 'nothing'"),
-    (["--seeds", "0"], "at least 1 seed"),
+    (["--seeds", "0"], "demo: seeds: expected a whole number >= 1, got 0"),
     (["--device", "warp"], "warp"),
     (["--methods", "l1+nothing", "--retrain-teacher"], "no method 'nothing'"),
 ])

@@ -480,7 +480,7 @@ def test_a_full_disk_is_told_first_and_costs_no_checkpoint(tmp_path):
         signal.signal(signal.SIGXFSZ, old)
     assert Count.steps == 0 and (tmp_path/"a/checkpoint.pt").read_bytes() == good
     (tmp_path/"file").touch()
-    with pytest.raises(OSError, match="it is a file"): resumed(tmp_path/"file")
+    with pytest.raises(OSError, match="is a file; give a folder"): resumed(tmp_path/"file")
 
 
 class Line(nn.Module):

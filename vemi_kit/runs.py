@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['calm_interrupt', 'blocked_signals', 'random_state', 'set_random_state', 'seed_all', 'own_randomness', 'own_seed',
-           'process_randomness', 'until_stopped', 'one_writer', 'AccelerateState', 'close_group', 'check_launcher',
-           'make_accelerator']
+           'process_randomness', 'until_stopped', 'writable_folder', 'one_writer', 'AccelerateState', 'close_group',
+           'check_launcher', 'make_accelerator']
 
 # %% ../nbs/107_runs.ipynb #5b6dfc93
-import atexit, functools, inspect, os, random, signal, threading, time, warnings
+import atexit, functools, inspect, os, random, signal, tempfile, threading, time, warnings
 import numpy as np, torch
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -104,14 +104,16 @@ def seed_all(
 # %% ../nbs/107_runs.ipynb #e7ad09bf
 @contextmanager
 def own_randomness(
-    seed:int, # where the global generators start within the block
-    device:str|torch.device="cpu", # whose generators are included
+    seed:int|None=None, # where the global generators start within the block; None: where they are
+    device:str|torch.device|None=None, # whose generators are included; None: those of the best there is
 ):
-    """Within the block the global generators start from `seed`; afterwards they are as they were. All threads
-    of a process share them: another thread that draws within the block gets these numbers.
+    """Within the block the global generators of Python, NumPy and torch may be seeded and used; afterwards
+    they are as they were. Also a decorator. All threads of a process share them: another thread that
+    draws within the block gets these numbers.
     """
+    device = default_device() if device is None else device
     was = random_state(device)
-    seed_all(seed, device)
+    if seed is not None: seed_all(seed, device)
     try: yield
     finally: set_random_state(was, device)
 
@@ -165,15 +167,23 @@ def until_stopped(
     np.random.set_state(was[1])
     torch.set_rng_state(was[2])
 
-# %% ../nbs/107_runs.ipynb #4d2cb7e0
-def _lock_of(folder):
-    "The open lock file of a folder, which is made if missing; `OSError` if nothing can be written there."
+# %% ../nbs/107_runs.ipynb #83108f1b
+def writable_folder(
+    folder:str|Path, # made if missing
+    room:int=1, # bytes that must fit
+) -> Path: # the folder
+    "Try the folder; `NotADirectoryError` for a file, `OSError` if nothing can be written there."
+    name = f"out={str(folder)!r}"
+    if os.path.isfile(folder): raise NotADirectoryError(f"{name} is a file; give a folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return (folder/"lock").open("ab")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f:
+            f.write(bytes(room))
+            f.flush()
+            os.fsync(f.fileno())
     except OSError as e:
-        why = "it is a file" if folder.is_file() else e.strerror
-        raise OSError(f"{str(folder)!r} is not a folder to write to ({why}); choose another") from e
+        raise OSError(f"{name}: cannot write there ({e.strerror}); choose another, or make room") from e
+    return Path(folder)
 
 # %% ../nbs/107_runs.ipynb #e4b604ff
 @contextmanager
@@ -183,8 +193,7 @@ def one_writer(
     """Within the block this process alone writes to `folder`; `RuntimeError` if another one does, on systems
     that lock files, `OSError` if nothing can be written there.
     """
-    folder = Path(folder)
-    with _lock_of(folder) as file:
+    with (writable_folder(folder)/"lock").open("ab") as file:
         lock_file(file, folder)
         yield
 

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 from ..core import check_number
-from ..files import lock_file, write_text
+from ..files import write_text
+from ..runs import one_writer
 from ..commands import command, command_line
 from ..timing import CostReport, torch_threads
 from ..methods.base import Objective
@@ -21,13 +22,13 @@ from .files import enhance_folder
 
 # %% ../../nbs/807_enhance.command.ipynb #f7c9a25b
 def _begun(out):
-    "Is there anything in the folder that training has made?"
+    "Does the folder hold anything that training wrote?"
     there = ("teacher/checkpoint.pt", "teacher.safetensors", "student/checkpoint.pt", "student.safetensors")
     return any((out/p).exists() for p in there)
 
 # %% ../../nbs/807_enhance.command.ipynb #256fae2b
 def _read_settings(path):
-    "What a run was begun with."
+    "The settings that a run was started with."
     if not path.exists(): raise FileNotFoundError(f"no {str(path)!r}: a run without it cannot be resumed")
     try: return json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} cannot be read ({e}); choose another --out") from None
@@ -47,11 +48,11 @@ def _earlier_settings(out, settings, resume):
 
 # %% ../../nbs/807_enhance.command.ipynb #380f95fb
 def _pictures(e):
-    "What a resumed run has to find again: names of the pictures, and a hash."
+    "The pictures that a resumed run needs again: names and a hash."
     return dict(train=[*map(str, e.photos.names)], held=[*map(str, e.held.names)], hash=e.crops.pictures)
 
 def _same_pictures(then, now):
-    "Raise `ValueError` if the pictures are not those that the run began with."
+    "Raise `ValueError` if the pictures are not those that the run started with."
     if now == (then or now): return
     old, new = ({*p["train"], *p["held"]} for p in (then, now))
     some = lambda names: f"{len(names)} ({', '.join(sorted(Path(n).name for n in names)[:4])})"
@@ -63,7 +64,7 @@ def _same_pictures(then, now):
 
 # %% ../../nbs/807_enhance.command.ipynb #e6e2403a
 def _budget(width, macs_ratio, latency_ms):
-    "What was asked for; a quarter of the teacher's MACs if nothing was."
+    "The given budget; by default a quarter of the teacher's MACs."
     budget = dict(width=width, macs_ratio=macs_ratio, latency_ms=latency_ms)
     return {k: v for k,v in budget.items() if v is not None} or dict(macs_ratio=4.)
 
@@ -154,21 +155,19 @@ def _prepare(out, s, was, device):
 
 # %% ../../nbs/807_enhance.command.ipynb #81a372e9
 def _train(out, s, resume, device):
-    "The whole way for settings `s`, one process a folder; returns the table."
+    "Train with settings `s`, one process a folder; returns the table."
     was = _earlier_settings(out, s, resume)
     e = _prepare(out, s, was, device)
     kept = dict(s, student_width=e.student.net.config["width"], pictures=_pictures(e))
     _same_pictures(was.get("pictures"), kept["pictures"])
     if not was: e.rehearse(s["methods"], s["positive"])
-    out.mkdir(parents=True, exist_ok=True)
-    with (out/"lock").open("a") as lock:
-        lock_file(lock, out)
+    with one_writer(out):
         if not was: _earlier_settings(out, s, resume)          # another process may have been faster
         write_text(out/"settings.json", json.dumps(kept, indent=1))
         return _train_both(e, out, s)
 
 def _train_both(e, out, s):
-    "Teacher where none is given, student, report; returns the table."
+    "Train the teacher if none is given, then the student; returns the report's table."
     if not s["teacher"]:
         e.train_teacher(s["teacher_steps"], width=s["teacher_width"], depth=s["teacher_depth"])
         save_restorer(out/"teacher.safetensors", e.teacher, half=False)

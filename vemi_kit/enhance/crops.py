@@ -72,7 +72,7 @@ def turn(
 
 # %% ../../nbs/802_enhance.crops.ipynb #90e0a18f
 def _count(photos):
-    "How many there are; `TypeError` for what is no sequence."
+    "Length; raises `TypeError` for anything but a sequence."
     if hasattr(photos, "__len__") and hasattr(photos, "__getitem__"): return len(photos)
     raise TypeError(f"photos: expected a sequence of pictures or pairs, got {type(photos).__name__}")
 

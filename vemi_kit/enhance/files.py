@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from ..core import check_path
 from ..files import atomic_write, lock_file, weights_hash
+from ..runs import writable_folder
 from ..data.folders import find_images, image_files, upright
 from .restorer import Baseline, Restorer, check_restorer
 from .tiles import enhance
@@ -75,7 +76,7 @@ def _sixteen_bits(path, im, info):
     return Picture(torch.tensor(v)[None]/32767.5 - 1, None, 16, info)
 
 def _eight_bits(im, info):
-    "Grey or colour, with alpha where the picture has any transparency."
+    "Grey or colour, with alpha if the picture has any transparency."
     clear, grey = "transparency" in im.info or im.mode in ("LA","PA","RGBA"), im.mode in ("1","L","LA")
     v = np.asarray(im.convert(("L" if grey else "RGB") + ("A" if clear else "")), dtype=np.float32)
     v = torch.tensor(v).reshape(*v.shape[:2], -1).permute(2,0,1)/127.5 - 1
@@ -161,10 +162,7 @@ def _journal(path):
 @contextmanager
 def _open_journal(out):
     "The journal of `out`, for this process only; nothing is left of one that stays empty."
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out={str(out)!r} is a file; give a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    path = out/JOURNAL
+    path = writable_folder(out)/JOURNAL
     try:
         with path.open("ab", buffering=0) as journal:
             lock_file(journal, path)
@@ -228,7 +226,7 @@ def _refuse_to_replace(there, out):
 
 # %% ../../nbs/806_enhance.files.ipynb #62f67dfa
 def _restore_file(restorer, source, out, name, settings, journal, **kw):
-    "Restore one file: it is in the journal before it takes its place, which does no harm if it never does."
+    "Restore one file; its line is in the journal before the file is moved into place."
     source_sha = file_hash(source)
     with atomic_write(out/name) as part:
         sha = write_picture(part, restorer.restore(read_picture(source), **kw))
@@ -245,7 +243,7 @@ def _say(bar, text):
     bar.write(text.encode(code, "backslashreplace").decode(code), file=sys.stderr)
 
 def _restore_files(restorer, todo, out, names, settings, journal, report, progress, **kw):
-    "Restore file after file and note in `report` how it went; whatever a file does, the others are done."
+    "Restore the files and record the results in `report`; a failure does not stop the others."
     with tqdm(todo, "restoring", disable=not progress, unit="picture") as bar:
         for f,why in report.failed.items(): _say(bar, f"{f}: {why}")
         for f in bar:

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 from ..core import check_images, check_number, default_device, generator
 from ..runs import own_randomness
+from ..show import table
 from ..metrics.features import Extractor
 from ..metrics.distances import FrechetDistance
 from ..metrics.fidelity import judge, patch_spectra, patches, round8
@@ -28,7 +29,7 @@ from .tiles import enhance
 
 # %% ../../nbs/805_enhance.train.ipynb #7cd1c50e
 def _split_pairs(pairs):
-    "Photos of pairs: those to train on, and a tenth to judge with."
+    "Photos of pairs: for training, and a tenth for judging."
     if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__"):
         raise TypeError(f"Enhancer: pairs: expected a sequence of pairs, got {type(pairs).__name__}")
     if len(pairs) < 2: raise ValueError("Enhancer: at least two pairs expected, one of them to judge with")
@@ -155,7 +156,7 @@ def make_student(self:Enhancer,
 # %% ../../nbs/805_enhance.train.ipynb #3c1fdbda
 @patch
 def _objective(self:Enhancer, methods, positive, settings=None):
-    "The methods of a formula, with what the energy takes for real."
+    "`Objective` of a formula, with the energy's positives."
     if self.student is None:
         hint = "call make_student(macs_ratio=4), or with another budget"
         raise RuntimeError(f"Enhancer.distil: no student yet; {hint}")
@@ -225,13 +226,11 @@ def mean(self:Evaluation,
 @patch
 def table(self:Evaluation) -> str:
     "A markdown table."
-    figures = lambda r: " | ".join(f"{r[k]:.{4 if k == 'ssim' else 2}f}" for k in FIGURES)
+    figures = lambda r: [f"{r[k]:.{4 if k == 'ssim' else 2}f}" for k in FIGURES]
     frechet = {n: f"{v:.3g}" if isinstance(v, float) else v for n,v in self.frechet.items()}
-    head = f"| picture | network | {' | '.join(FIGURES.values())} | Fréchet |"
-    lines = [head, "|---|---|" + "---|"*(len(FIGURES)+1)]
-    lines += [f"| {r['picture']} | {r['network']} | {figures(r)} | |" for r in self.rows]
-    lines += [f"| **mean** | {n} | {figures(self.mean(n))} | {frechet[n]} |" for n in self.networks]
-    return "\n".join(lines)
+    rows = [[r["picture"], r["network"], *figures(r), ""] for r in self.rows]
+    rows += [["**mean**", n, *figures(self.mean(n)), frechet[n]] for n in self.networks]
+    return table(["picture", "network", *FIGURES.values(), "Fréchet"], rows)
 
 # %% ../../nbs/805_enhance.train.ipynb #f01fde7a
 @patch

@@ -14,8 +14,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from torch import nn
-from ..core import frozen, set_seed
+from ..core import check_number, frozen, set_seed
 from ..files import weights_hash
+from ..runs import own_randomness
+from ..show import table
 from ..data.pictures import digits, faces, resize
 from ..data.batches import Batches, Latents
 from ..zoo.dcgan import SNDiscriminator, SNGenerator, digits_teacher, train_gan
@@ -28,19 +30,20 @@ from ..methods.base import Objective, formula_terms, known_methods
 from ..callbacks import Clock, History
 from ..distill import Distiller
 from ..enhance.crops import Crops
-from .workloads import half_photos, kept_randomness
-from .configs import check_rate, check_whole, merged, run_key
-from .report import table
+from .workloads import half_photos
+from .configs import merged, run_key
 from .runner import check_folder, run_all, vital_signs
+from .comparison import check_rate
 
-# %% ../../nbs/919_study.combinations.ipynb #17b3b75e
+# %% ../../nbs/919_study.combinations.ipynb #ff6d3922
 class Same:
-    "One batch again and again, so that a loss that learns must fall."
+    "The same batch at every step, so that a loss that is minimised must fall."
     def __init__(self,
         batch:object, # any batch
     ): self.items = batch
     def batch(self, i:int): return self.items
 
+# %% ../../nbs/919_study.combinations.ipynb #b82310ed
 class Unpaired:
     "Batches {a, b} from two sources."
     def __init__(self,
@@ -156,6 +159,7 @@ def restoration(
 KINDS = dict(unconditional=unconditional, stylegan2=stylegan2, paired=paired_kind, unpaired=unpaired_kind,
              restoration=restoration)
 
+# %% ../../nbs/919_study.combinations.ipynb #2564723b
 CRITICS = ("relativistic",)
 
 def critic_settings(
@@ -176,32 +180,40 @@ def _gap(run, batch):
     with frozen(run.teacher, run.student), torch.no_grad():
         return (run.read(run.student, batch)-run.read(run.teacher, batch)).abs().mean().item()
 
-# %% ../../nbs/919_study.combinations.ipynb #9d7ea65c
-@kept_randomness()
+# %% ../../nbs/919_study.combinations.ipynb #478f032d
+def _combination(k, student, spec):
+    "`Distiller` of a spec, with its objective's settings for this kind."
+    given = {n: k[n] for n in ("adversarial","omgd") if n in k}
+    settings = merged(critic_settings(k["adversarial"]), given, spec["settings"])
+    objective = Objective(spec["formula"], **settings)
+    kw = dict(k.get("kw", {}), lr=spec["lr"], seed=spec["seed"], log_every=max(1, spec["steps"]//20))
+    kw.update(device="cpu", callbacks=[History(), Clock()])
+    return Distiller(k["teacher"], student, objective, k["data"], spec["steps"], **kw)
+
+def _check_changes(was, now):
+    "Raise `RuntimeError` unless the teacher's weights are the same and the student's are not."
+    if now[0] != was[0]: raise RuntimeError("the teacher's weights changed")
+    if now[1] == was[1]: raise RuntimeError("the student's weights did not change")
+
+# %% ../../nbs/919_study.combinations.ipynb #528e29b6
+@own_randomness()
 def combination_run(
     spec:dict, # kind, formula, settings, side, scale, warm, steps, seed, lr
 ) -> dict: # the line
-    """One method on one kind of generator: what its losses did, whether the student changed and the teacher
-    did not.
+    """One method on one kind of generator: L1 to the teacher before and after, and what was logged. Raises
+    `RuntimeError` if the teacher's weights changed or the student's did not.
     """
     k = _kind(*[spec[n] for n in ("kind","side","scale","warm")])
     set_seed(spec["seed"])
     student, batch = copy.deepcopy(k["student"]), k["data"].batch(10**6)
-    given = {n: k[n] for n in ("adversarial","omgd") if n in k}
-    settings = merged(critic_settings(k["adversarial"]), given, spec["settings"])
-    objective, clock = Objective(spec["formula"], **settings), Clock()
-    was = [weights_hash(n) for n in (k["teacher"], student)]
-    kw = dict(k.get("kw", {}), lr=spec["lr"], seed=spec["seed"], log_every=max(1, spec["steps"]//20))
-    kw.update(device="cpu", callbacks=[History(), clock])
-    run = Distiller(k["teacher"], student, objective, k["data"], spec["steps"], **kw)
+    hashes = lambda: [weights_hash(n) for n in (k["teacher"], student)]
+    was, run = hashes(), _combination(k, student, spec)
     l1 = [_gap(run, batch)]
     run.fit()
     l1.append(_gap(run, batch))
-    now = [weights_hash(n) for n in (k["teacher"], student)]
-    if now[0] != was[0]: raise RuntimeError("the teacher's weights changed")
-    if now[1] == was[1]: raise RuntimeError("the student's weights did not change")
-    signs = vital_signs(run[History].rows)
-    return dict(spec, l1=l1, signs=signs, seconds_used=clock.used, notes=objective.notes())
+    _check_changes(was, hashes())
+    about = dict(signs=vital_signs(run[History].rows), seconds_used=run[Clock].used)
+    return dict(spec, l1=l1, **about, notes=run.objective.notes())
 
 # %% ../../nbs/919_study.combinations.ipynb #0871c08e
 def combination_plan(
@@ -218,7 +230,17 @@ def combination_plan(
     for s in specs: s["key"] = run_key(s)
     return specs
 
-@kept_randomness()
+# %% ../../nbs/919_study.combinations.ipynb #998921bd
+def _check_names(kinds, methods):
+    "Kinds and methods, all of them for None; `ValueError` for unknown ones."
+    known = known_methods()
+    kinds, names = list(kinds or KINDS), list(methods or sorted(known))
+    odd = sorted(set(kinds) - KINDS.keys()) + sorted(set(names) - known.keys())
+    if not odd: return kinds, names
+    raise ValueError(f"combinations: do not know {odd}; kinds are {list(KINDS)}, methods {sorted(known)}")
+
+# %% ../../nbs/919_study.combinations.ipynb #cb499a56
+@own_randomness()
 def combinations(
     out:str|Path, # folder: combinations.jsonl
     kinds:list|None=None, # of `KINDS`; None: all
@@ -236,14 +258,10 @@ def combinations(
 ) -> list: # lines
     "Every method, alone and with VEM, on every kind of generator."
     for p in plugins: importlib.import_module(p)
-    known = known_methods()
-    kinds, names = list(kinds or KINDS), list(methods or sorted(known))
-    odd = sorted(set(kinds) - KINDS.keys()) + sorted(set(names) - known.keys())
-    if odd:
-        raise ValueError(f"combinations: do not know {odd}; kinds are {list(KINDS)}, methods {sorted(known)}")
+    kinds, names = _check_names(kinds, methods)
     whole = dict(side=side, scale=scale, warm=warm, steps=steps, seed=seed)
     for k,n in dict(whole, jobs=jobs).items():
-        check_whole(n, f"combinations: {k}", low=int(k not in ("warm","seed")))
+        check_number(n, f"combinations: {k}", int(k not in ("warm","seed")), whole=True)
     specs = combination_plan(kinds, names, settings or {}, **whole, lr=check_rate(lr, "combinations: lr"))
     check_folder(out, "combinations.jsonl")
     return run_all(Path(out)/"combinations.jsonl", specs, combination_run, jobs, plugins, progress)

@@ -32,6 +32,7 @@ def parse_grid(
         grid[k.strip()] = [parse_value(x.strip()) for x in v.split(",")]
     return grid
 
+# %% ../../nbs/920_study.command.ipynb #88fc78d7
 def parse_widths(
     text:str|None, # such as "8,4"
 ) -> list|None: # whole numbers
@@ -52,14 +53,16 @@ def _combine(a):
     print(combination_table(rows))
     return int(any("error" in r for r in rows))
 
+# %% ../../nbs/920_study.command.ipynb #5ca4cd5c
 def _tune(a, configs, widths, kw):
-    "Short runs; says what was found."
+    "Short runs; prints the rates and settings found."
     found = tune(a.out, a.tasks, configs, parse_grid(a.tune), a.tune_runs, steps=a.steps,
                  width=widths[0] if widths else None, criterion=a.criterion, **kw)
     for t,n,f in [(t, n, f) for t,ms in found.items() for n,f in ms.items()]:
         print(f"{t}, {n}: lr {f['lr']:g}, settings {f['settings']}, {f['criterion']} {f['figure']:.4g} "
               f"({f['finished']} of {f['runs']} runs finished)")
 
+# %% ../../nbs/920_study.command.ipynb #4dcf991b
 def _compare(a, configs, widths, kw):
     "The comparison and its report."
     rows = compare(a.out, a.tasks, configs, widths, a.seeds, a.steps, a.lr, a.seconds_of, a.certified,
@@ -70,7 +73,7 @@ def _compare(a, configs, widths, kw):
 
 # %% ../../nbs/920_study.command.ipynb #5240e491
 def _work(a):
-    "What the arguments ask for."
+    "Report, combine, tune or compare, as the arguments say."
     if a.report is not None: return print(write_report(a.report))
     for m in a.plugin: importlib.import_module(m)
     if a.combinations: return _combine(a)
@@ -87,30 +90,30 @@ def vemi_compare(
     configs:str|None=None, # JSON file: {name: {formula, settings, lr}}
     set:list=(), # METHOD.ARGUMENT=VALUE for all formulas with that method; may be repeated
     widths:str|None=None, # of students, with commas; default: those of each task
-    seeds:int=3, # runs of each kind
+    seeds:int=3, # runs of each method
     steps:int|None=None, # of each run; default: the task's
     lr:float|None=None, # for all methods alike; default: tuned, or the task's
     seconds_of:str|None=None, # a method: run every other one a second time, for as long as this one took
     certified:int=0, # pairs for certified values; 0: none
     judge:str|None=None, # imagenet: features of photographs (extra judge); default: each task's own
-    pool:int=0, # inputs to learn from, for which the teacher runs once; 0: new ones in each batch
+    pool:int=0, # fixed inputs, for which the teacher runs once; 0: new ones in each batch
     jobs:int=1, # processes, one thread each
-    untuned:bool=False, # leave out what the tuning found
+    untuned:bool=False, # ignore the results of an earlier --tune
     tune:list=(), # KNOB=A,B: tune instead, lr=0.003,0.01 or vem.share=0.1,0.5; may be repeated
     tune_runs:int=6, # short runs for each method
-    criterion:str|None=None, # what the tuning looks at; default: the task's
+    criterion:str|None=None, # figure by which the tuning chooses; default: the task's
     combinations:bool=False, # every method alone and with VEM on five kinds of generator instead
     kinds:str|None=None, # of --combinations, with commas: unconditional, stylegan2, paired, ...; default: all
     side:int=32, # of their pictures
     scale:int=1, # factor of their widths
     warm:int=30, # steps of their teachers
     out:str="vemi_compare_runs", # folder of lines, teachers, report
-    report:str|None=None, # only write tables and pictures of what this folder holds
+    report:str|None=None, # only write tables and pictures of the runs in this folder
     device:str|None=None, # cpu, cuda, mps; default: the best there is
     plugin:list=(), # a module to import first: it may define tasks and methods; may be repeated
 ):
     """Compare methods of distillation: tasks x methods x student widths x seeds with equal budgets. Repeat
-    the command to go on where it stopped.
+    the command to continue where it stopped.
     """
     try: return _work(SimpleNamespace(**locals()))
     except KeyboardInterrupt:

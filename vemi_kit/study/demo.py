@@ -10,14 +10,15 @@ __all__ = ['TITLES', 'DEMO_MEASURES', 'FACTS', 'DEMO_METHODS', 'plot_curves', 'd
 import json, statistics
 import torch
 from pathlib import Path
-from ..core import default_device, seeded
+from ..core import check_number, default_device, seeded
+from ..runs import own_randomness
 from ..commands import command, command_line
 from ..show import show_images
 from ..timing import CostReport, machine_text
 from ..zoo.dcgan import train_digits_teacher
 from .judge import NOISE_FLOOR
-from .workloads import Digits16, kept_randomness
-from .configs import check_whole, spaced
+from .workloads import Digits16
+from .configs import spaced
 from .report import compare_table, effects, finished, sign_table
 from .figures import bullets, save_report
 from .comparison import check_plan, compare, find_configs, plan_runs
@@ -134,9 +135,8 @@ DEMO_METHODS = ("l1", "vid", "l1 + vem", "l1 + adversarial", "l1 + adversarial +
 
 def _check(seeds, steps, methods):
     "Raises `ValueError` for what no demo can have."
-    for n,name in ((seeds, "seeds"), (steps, "steps")): check_whole(n, f"demo: {name}", low=-10**9)
-    if seeds < 1 or steps < 2:
-        raise ValueError(f"demo: at least 1 seed and 2 steps expected, got {seeds} and {steps}")
+    check_number(seeds, "demo: seeds", 1, whole=True)
+    check_number(steps, "demo: steps", 2, whole=True)
     if len(set(methods)) < len(methods): raise ValueError(f"demo: each formula once, got {list(methods)}")
 
 def _retrain(out, preset, steps, device):
@@ -163,7 +163,7 @@ def say(
     try: print(text)
     except UnicodeEncodeError: print(text.encode("ascii", "backslashreplace").decode())
 
-@kept_randomness()
+@own_randomness()
 def demo(
     seeds:int=3, # runs a method, with seeds 0, 1, ...
     steps:int=300, # student steps a run

@@ -11,8 +11,9 @@ import json, math, statistics
 import torch
 from pathlib import Path
 from ..files import atomic_write, read_rows, write_text
+from ..show import table
 from .report import (
-    MEASURES, compare_table, finished, grouped, heading, labelled, sign_table, table, verdict, verdict_table)
+    MEASURES, compare_table, finished, grouped, heading, labelled, sign_table, verdict, verdict_table)
 
 # %% ../../nbs/915_study.figures.ipynb #39feef86
 def _panels(n_rows, n_cols, w=4.2, h=3.2, **kw):
@@ -21,20 +22,22 @@ def _panels(n_rows, n_cols, w=4.2, h=3.2, **kw):
     return plt.subplots(n_rows, n_cols, figsize=size, layout="constrained", squeeze=False, **kw)
 
 def plain(
-    name:str, # of a method, whatever a user called it
+    name:str, # of a method, as the user wrote it
 ) -> str:
-    """A name as matplotlib shows it: a dollar starts no formula, an underscore hides nothing.
+    """A name for matplotlib, which would start a formula at a dollar and hide a name that starts with an
+    underscore.
 
     >>> plain("_costs $5")
     ' _costs \\\\$5'
     """
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
+# %% ../../nbs/915_study.figures.ipynb #3150fe11
 def _case(v):
-    "What a verdict is about."
+    "Workload, width and budget of a verdict."
     budget = v["budget"].removeprefix("seconds of ")
-    return f"{v['task']}, width {v['width']}, " + (
-        f"{v['steps']} steps" if v["budget"] == "steps" else f"time of {budget}")
+    length = f"{v['steps']} steps" if v["budget"] == "steps" else f"time of {budget}"
+    return f"{v['task']}, width {v['width']}, {length}"
 
 # %% ../../nbs/915_study.figures.ipynb #7d5d681c
 def _draw_gain(ax, v, y, percent):
@@ -48,9 +51,22 @@ def _draw_gain(ax, v, y, percent):
     if out: ax.annotate(f" {gain:.0f}", (-95, y), fontsize=7, va="bottom")
 
 # %% ../../nbs/915_study.figures.ipynb #3e68ac56
+def _draw_gains(ax, found, measure, names, goal):
+    "One panel: the gains of one measure, a row a case."
+    percent = MEASURES[measure][1] < 0
+    for v in found:
+        if v["measure"] == measure: _draw_gain(ax, v, names.index(_case(v)), percent)
+    ax.axvline(0, color="k", lw=.8)
+    if goal is not None: ax.axvline(goal*(100 if percent else 1), color="C2", ls=":", lw=1)
+    if percent: ax.set_xlim(max(ax.get_xlim()[0], -100), min(ax.get_xlim()[1], 100))
+    unit = "gain, % of the best without" if percent else "gain"
+    ax.set(yticks=range(len(names)), yticklabels=map(plain, names), title=heading(measure), xlabel=unit)
+    ax.tick_params(labelsize=8)
+
+# %% ../../nbs/915_study.figures.ipynb #54f82b71
 def draw_verdict(
     found:list, # of `verdict`
-    goals:dict|None=None, # {measure: gain that was hoped for}, drawn as a dotted line
+    goals:dict|None=None, # {measure: gain that was aimed at}, drawn as a dotted line
 ) -> object: # the matplotlib figure
     """Gains with their intervals, a panel a measure: distances in per cent of the best without the term (cut
     off at 100), others in their own units.
@@ -58,16 +74,7 @@ def draw_verdict(
     if not found: raise ValueError("draw_verdict: no task has finished runs both with and without the term")
     measures, names = (list(dict.fromkeys(f(v) for v in found)) for f in (lambda v: v["measure"], _case))
     fig, axes = _panels(1, len(measures), 3.4+2.2/len(measures), 1+.28*len(names), sharey=True)
-    for ax,m in zip(axes[0], measures):
-        percent = MEASURES[m][1] < 0
-        for v in found:
-            if v["measure"] == m: _draw_gain(ax, v, names.index(_case(v)), percent)
-        ax.axvline(0, color="k", lw=.8)
-        if m in (goals or {}): ax.axvline(goals[m]*(100 if percent else 1), color="C2", ls=":", lw=1)
-        if percent: ax.set_xlim(max(ax.get_xlim()[0], -100), min(ax.get_xlim()[1], 100))
-        unit = "gain, % of the best without" if percent else "gain"
-        ax.set(yticks=range(len(names)), yticklabels=map(plain, names), title=heading(m), xlabel=unit)
-        ax.tick_params(labelsize=8)
+    for ax,m in zip(axes[0], measures): _draw_gains(ax, found, m, names, (goals or {}).get(m))
     axes[0,0].invert_yaxis()
     return fig
 
@@ -94,8 +101,9 @@ def _points(rows, task, key, measure, which):
             points.setdefault(n, []).append(p)
     return points
 
+# %% ../../nbs/915_study.figures.ipynb #aea7762b
 def _draw_points(ax, points, looks):
-    "Curves with bars; methods beside each other, not over each other. Returns the costs."
+    "Curves with bars, shifted so that methods do not cover each other. Returns the costs."
     ticks = sorted({p[0] for ps in points.values() for p in ps})
     wide = max(math.log(ticks[-1]/ticks[0]), .1)
     for k,(n,p) in enumerate(points.items()):
@@ -105,9 +113,16 @@ def _draw_points(ax, points, looks):
         ax.errorbar([v*nudge for v in x], y, yerr=e, label=plain(n), **look)
     return ticks
 
-# %% ../../nbs/915_study.figures.ipynb #4aab9860
+# %% ../../nbs/915_study.figures.ipynb #83326ee2
 COSTS = dict(macs="MACs a sample", latency_ms="ms a sample, batch 1, one thread")
 
+def _label_costs(ax, key, ticks):
+    "A logarithmic axis with a tick for each student."
+    ax.set(xscale="log", xlabel=COSTS[key])
+    ax.minorticks_off()
+    ax.set_xticks(ticks, [f"{v/1e6:.3g}M" if key == "macs" else f"{v:.3g}" for v in ticks])
+
+# %% ../../nbs/915_study.figures.ipynb #4aab9860
 def pareto(
     rows:list, # lines
     measure:str="frechet_teacher", # one of `MEASURES`
@@ -120,11 +135,9 @@ def pareto(
     fig, axes = _panels(len(tasks), 2)
     better = " (less is better)" if MEASURES[measure][1] < 0 else ""
     for axs,task in zip(axes, tasks):
-        for ax,(key,name) in zip(axs, COSTS.items()):
-            ticks = _draw_points(ax, _points(rows, task, key, measure, which), looks)
-            ax.set(xscale="log", xlabel=name, ylabel=heading(measure)+better, title=task)
-            ax.minorticks_off()
-            ax.set_xticks(ticks, [f"{v/1e6:.3g}M" if key == "macs" else f"{v:.3g}" for v in ticks])
+        for ax,key in zip(axs, COSTS):
+            _label_costs(ax, key, _draw_points(ax, _points(rows, task, key, measure, which), looks))
+            ax.set(ylabel=heading(measure)+better, title=task)
     axes[0,1].legend(fontsize=6)
     return fig
 
@@ -152,6 +165,14 @@ def _scatter_task(ax, rows, x, y, looks):
     ax.locator_params(axis="x", nbins=5)
     return labels
 
+# %% ../../nbs/915_study.figures.ipynb #cdb5ab7b
+def _grid_of(n):
+    "A figure with `n` panels, two a row; a single panel shares its width with the legend."
+    cols = min(2, n)
+    fig, axes = _panels(-(-n//cols), cols, w=4.2 if cols > 1 else 6.5, h=2.8 if cols > 1 else 3.6)
+    for ax in axes.flat[n:]: ax.remove()
+    return fig, axes.flat[:n]
+
 # %% ../../nbs/915_study.figures.ipynb #adfe34e8
 def scatter(
     rows:list, # lines
@@ -163,10 +184,8 @@ def scatter(
     rows = [r for r in labelled(finished(rows)) if measure in r[which] and information in r[which]]
     if not rows: raise ValueError(f"scatter: no finished run has both {measure!r} and {information!r}")
     tasks, looks, labels = list(dict.fromkeys(r["task"] for r in rows)), _looks(rows), {}
-    cols = min(2, len(tasks))       # one panel shares its width with the legend
-    fig, axes = _panels(-(-len(tasks)//cols), cols, w=4.2 if cols > 1 else 6.5, h=2.8 if cols > 1 else 3.6)
-    for ax in axes.flat[len(tasks):]: ax.remove()
-    for ax,task in zip(axes.flat, tasks):
+    fig, axes = _grid_of(len(tasks))
+    for ax,task in zip(axes, tasks):
         mine = [r for r in rows if r["task"] == task]
         x, y = ([r[which][k] for r in mine] for k in (information, measure))
         labels.update(_scatter_task(ax, mine, x, y, looks))
@@ -175,6 +194,13 @@ def scatter(
     names = {plain(f"{n}, width {w}" if several else n): m for (n,w),m in labels.items()}
     fig.legend(names.values(), names, loc="outside right upper", fontsize=7)
     return fig
+
+# %% ../../nbs/915_study.figures.ipynb #4d303b72
+def _save_picture(path, fig):
+    "Write a figure as PNG and close it."
+    import matplotlib.pyplot as plt
+    with atomic_write(path) as part: fig.savefig(part, dpi=90, format="png", bbox_inches="tight")
+    plt.close(fig)
 
 # %% ../../nbs/915_study.figures.ipynb #f22ab4b7
 def save_report(
@@ -185,14 +211,10 @@ def save_report(
     data:dict|None=None, # {file: what to write as JSON}
 ) -> Path: # of report.md
     "Write report.md, a PNG for each figure, and files of data."
-    import matplotlib.pyplot as plt
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for name,value in (data or {}).items(): write_text(out/name, json.dumps(value, indent=1))
-    for name,fig in (figures or {}).items():
-        kw = dict(dpi=90, format="png", bbox_inches="tight")
-        with atomic_write(out/f"{name}.png") as part: fig.savefig(part, **kw)
-        plt.close(fig)
+    for name,fig in (figures or {}).items(): _save_picture(out/f"{name}.png", fig)
     text = "\n\n".join((f"## {h}\n\n" if h else "") + t.strip("\n") for h,t in sections.items() if t.strip())
     write_text(out/"report.md", f"# {title}\n\n{text}\n")
     return out/"report.md"
@@ -223,10 +245,25 @@ def _lengths(rows):
 
 def _order(r): return r["task"], -r["width"], r["budget"] != "steps", r["name"], r["seed"]
 
+# %% ../../nbs/915_study.figures.ipynb #7d643f09
+def _comparison_sections(rows, found, figures):
+    "Sections of a comparison's report, by heading."
+    about = (f"Runs: {_lengths(rows)}. Figures are those of averaged weights, mean ± standard deviation "
+             "over seeds; seconds are of training, one thread.")
+    pictures = "\n".join(f"![{n}]({n}.png)" for n in figures)
+    protocols = bullets([p for r in finished(rows) for p in r["protocols"]])
+    return {
+        "": f"{about}\n\n{compare_table(rows)}",
+        "With and without the VEM term": f"{verdict_table(found)}\n\n{pictures}",
+        "Vital signs": sign_table(rows),
+        "Learning rates and settings": _rates(rows),
+        "Protocols": f"{protocols}\n\n{measured_on(rows)}",
+    }
+
 # %% ../../nbs/915_study.figures.ipynb #2f0401c7
 def write_report(
     out:str|Path, # folder of a comparison
-) -> str: # what to print
+) -> str: # the tables, to print
     """Read runs.jsonl and write report.md, verdict.json, verdict.png, pareto.png, pareto_psnr.png and
     scatter.png.
     """
@@ -236,16 +273,6 @@ def write_report(
     good, found = finished(rows), verdict(rows)
     figures = dict(verdict=draw_verdict(found)) if found else {}
     if good: figures.update(pareto=pareto(rows), pareto_psnr=pareto(rows, "psnr"), scatter=scatter(rows))
-    text, said = compare_table(rows), verdict_table(found)
-    about = (f"Runs: {_lengths(rows)}. Figures are those of averaged weights, mean ± standard deviation "
-             "over seeds; seconds are of training, one thread.")
-    sections = {
-        "": f"{about}\n\n{text}",
-        "With and without the VEM term": said + "\n\n" + "\n".join(f"![{n}]({n}.png)" for n in figures),
-        "Vital signs": sign_table(rows),
-        "Learning rates and settings": _rates(rows),
-        "Protocols": bullets([p for r in good for p in r["protocols"]]) + f"\n\n{measured_on(rows)}",
-    }
     title = f"Comparison: {len(good)} runs, {len(rows)-len(good)} failed"
-    save_report(out, title, sections, figures, {"verdict.json": found})
-    return text + "\n" + said
+    save_report(out, title, _comparison_sections(rows, found, figures), figures, {"verdict.json": found})
+    return compare_table(rows) + "\n" + verdict_table(found)

@@ -6,7 +6,7 @@
 __all__ = ['N_SHOWN', 'N_COURSE', 'student_run', 'vital_signs', 'to_levels', 'compare_run', 'is_done', 'check_folder', 'run_all']
 
 # %% ../../nbs/916_study.runner.ipynb #e7b0f6b3
-import importlib, json, math, multiprocessing, os, signal, statistics, sys, tempfile, threading, time
+import importlib, json, math, multiprocessing, os, signal, statistics, sys, threading, time
 import torch
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from ..core import set_seed
 from ..files import Ledger
+from ..runs import own_randomness, writable_folder
 from ..data.batches import Batches
 from ..costs import count_macs, count_params
 from ..timing import latency, machine_text, torch_threads
@@ -23,38 +24,43 @@ from ..methods.base import Objective
 from ..callbacks import Averaged, Clock, History, Progress
 from ..distill import Distiller
 from .judge import HeldOut, Judge
-from .workloads import Workload, kept_randomness
+from .workloads import Workload
 from .configs import merged
 
+# %% ../../nbs/916_study.runner.ipynb #78376af8
+def _source(workload, teacher, objective, seed, pool):
+    "Teacher and batches of a run; a method on the teacher's features needs the teacher, not its cache."
+    if pool is None: return teacher, workload.data(seed)
+    return teacher if objective.inside else pool[1], Batches(pool[0], workload.batch_size, seed)
+
+def _budget(spec, clock):
+    "Arguments of the `Distiller` for a budget of steps, or of the clock's seconds."
+    every = max(1, spec["steps"]//50)
+    if spec.get("seconds") is None: return dict(n_steps=spec["steps"], log_every=every, plan=None)
+    falling = clock.cosine(spec["lr"], spec["lr"]/50)
+    return dict(n_steps=10**7, log_every=every, plan={"student.lr": falling})
+
 # %% ../../nbs/916_study.runner.ipynb #aca6fc53
-@kept_randomness()
+@own_randomness()
 def student_run(
     workload:Workload, # what is made small
     nets:dict, # its trained networks
     spec:dict, # formula, settings, lr, width, seed, steps, and for a budget of time seconds
     callbacks:Iterable=(), # further ones
-    pool:tuple|None=None, # inputs and the teacher's answers to them, a `TeacherCache`; None: new inputs
+    pool:tuple|None=None, # inputs and the teacher's pictures for them, a `TeacherCache`; None: new inputs
 ) -> tuple: # the finished `Distiller`, its Clock, its Averaged
     "Train one student; its averaged weights are in the `Averaged`."
-    teacher, seed, lr, seconds = nets["teacher"], spec["seed"], spec["lr"], spec.get("seconds")
+    teacher, seed = nets["teacher"], spec["seed"]
     device = next(teacher.parameters()).device
     set_seed(seed)
     student = workload.student(teacher, spec["width"]).to(device)
     settings = merged(workload.settings(nets), dict(vem=dict(seed=seed)), spec["settings"])
     objective = Objective(spec["formula"], **settings)
     source, data = _source(workload, teacher, objective, seed, pool)
-    clock, averaged = Clock(seconds), Averaged(workload.decay)
-    plan = None if seconds is None else {"student.lr": clock.cosine(lr, lr/50)}
-    kw = dict(lr=lr, seed=seed, device=device, plan=plan, value_range=workload.value_range)
-    steps = spec["steps"] if seconds is None else 10**7
-    run = Distiller(source, student, objective, data, steps, log_every=max(1, spec["steps"]//50),
-                    callbacks=[History(), averaged, clock, *callbacks], **kw)
-    return run.fit(), clock, averaged
-
-def _source(workload, teacher, objective, seed, pool):
-    "Who answers, and the batches; a method that looks inside the teacher needs the teacher itself."
-    if pool is None: return teacher, workload.data(seed)
-    return teacher if objective.inside else pool[1], Batches(pool[0], workload.batch_size, seed)
+    clock, averaged = Clock(spec.get("seconds")), Averaged(workload.decay)
+    kw = dict(lr=spec["lr"], seed=seed, device=device, value_range=workload.value_range)
+    kw.update(_budget(spec, clock), callbacks=[History(), averaged, clock, *callbacks])
+    return Distiller(source, student, objective, data, **kw).fit(), clock, averaged
 
 # %% ../../nbs/916_study.runner.ipynb #1cf97aaa
 def vital_signs(
@@ -76,6 +82,7 @@ def _stage(cls, folder, device, certified, n_pool, judge=None):
     judge = Judge(workload, nets["teacher"], certified, judge)
     return workload, nets, judge, workload.answers(nets["teacher"], n_pool, folder) if n_pool else None
 
+# %% ../../nbs/916_study.runner.ipynb #35aba5b1
 def _costs(net, sample):
     "Parameters, MACs and latency of a network on one input."
     ms = latency(net, sample, seconds=.2, threads=1)
@@ -92,17 +99,18 @@ def _course(judge, spec):
     bar = Progress(f"{spec['formula']}, seed {spec['seed']}", keys=("l1", "vid", "vem/gap"))
     return [HeldOut(x, t, max(1, spec["steps"]//20)), *([] if multiprocessing.parent_process() else [bar])]
 
-def _course_of(run, judge, spec):
-    "What such a line keeps besides: history, held-out figures and some pictures, as numbers of 8 bits."
-    if not spec.get("course"): return {}
-    s = judge.pictures(run.student, judge.inputs[:N_SHOWN])
-    return dict(history=run[History].rows, held_out=run[HeldOut].rows, pictures=to_levels(s))
-
+# %% ../../nbs/916_study.runner.ipynb #57a4220f
 def to_levels(
     x:torch.Tensor, # pictures in [-1, 1]
 ) -> list: # nested lists of 0..255
     "Pictures as a line can keep them."
     return ((x+1)*127.5).round().int().tolist()
+
+def _course_of(run, judge, spec):
+    "What such a line also keeps: history, held-out figures and some pictures, as numbers of 8 bits."
+    if not spec.get("course"): return {}
+    s = judge.pictures(run.student, judge.inputs[:N_SHOWN])
+    return dict(history=run[History].rows, held_out=run[HeldOut].rows, pictures=to_levels(s))
 
 # %% ../../nbs/916_study.runner.ipynb #0e160560
 def compare_run(
@@ -135,6 +143,7 @@ def _attempt(work, spec):
     except FloatingPointError as e: return dict(spec, error=str(e), diverged=True)
     except Exception as e: return dict(spec, error=f"{type(e).__name__}: {e}", diverged=False)
 
+# %% ../../nbs/916_study.runner.ipynb #9d77999c
 def _serve(conn, work, plugins):
     "Worker loop: receives run specs, sends result rows. Signals to stop are left to the parent."
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -154,6 +163,7 @@ def _start(ctx, work, plugins):
     theirs.close()
     return mine, p
 
+# %% ../../nbs/916_study.runner.ipynb #c126c7b4
 def _send(conn, spec):
     "Hand over a run; False if the worker was killed while it waited."
     try: conn.send(spec)
@@ -161,7 +171,7 @@ def _send(conn, spec):
     return True
 
 def _receive(conn, p, spec):
-    "The line of a worker, and whether it lives."
+    "The line of a worker, and whether the worker is alive."
     try: return conn.recv(), True
     except (EOFError, ConnectionError): p.join()
     return dict(spec, error=f"its process died (exit code {p.exitcode})", diverged=False), False
@@ -196,30 +206,24 @@ def is_done(
     return "error" not in row or bool(row.get("diverged"))
 
 def _tell(bar, row):
-    "Count a run; say what went wrong."
+    "Count a run; print its error."
     bar.update()
     where = ", ".join(str(row.get(k)) for k in ("task","name"))
     if "error" in row: bar.write(f"{where}, seed {row.get('seed')}: {row['error']}", file=sys.stderr)
 
-# %% ../../nbs/916_study.runner.ipynb #c4eckf02
+# %% ../../nbs/916_study.runner.ipynb #93e37aad
 def check_folder(
     out:str|Path, # folder to write to; made if missing
     file:str="runs.jsonl", # its file of lines; another process must not be writing to it
-    room:int=1_000_000, # bytes that must fit
 ) -> Path: # the folder
-    "Raises `OSError` if nothing can be written there, `RuntimeError` if another process is at it."
-    out = Path(out)
-    name = f"out={str(out)!r}"
-    if os.path.isfile(out): raise NotADirectoryError(f"{name} is a file; give a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as f:
-            f.write(bytes(room))
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as e:
-        raise OSError(f"{name}: cannot write there ({e.strerror}); choose another, or make room") from e
-    with Ledger(out/file): return out
+    "Raises `OSError` if a million bytes do not fit there, `RuntimeError` if another process writes `file`."
+    with Ledger(writable_folder(out, 1_000_000)/file): return Path(out)
+
+# %% ../../nbs/916_study.runner.ipynb #8770bfe6
+def _lines_of(specs, ledger):
+    "The last line of each spec that has one, in the order of the specs."
+    last = {r["key"]: r for r in ledger.rows}
+    return [last[s["key"]] for s in specs if s["key"] in last]
 
 # %% ../../nbs/916_study.runner.ipynb #917e5f63
 def run_all(
@@ -232,20 +236,17 @@ def run_all(
     watch:Callable|None=None, # watch(lines so far): called before the first run and after each
 ) -> list: # the lines of `specs`, in their order
     "Run what is not done yet and write each line as it comes."
+    watch = watch or (lambda lines: None)
     with Ledger(path) as ledger:
         done = {r["key"] for r in ledger.rows if is_done(r)}
         todo = [s for s in specs if s["key"] not in done]
-        def lines():
-            last = {r["key"]: r for r in ledger.rows}
-            return [last[s["key"]] for s in specs if s["key"] in last]
-        if watch: watch(lines())
-        n = dict(total=len(specs), initial=len(specs)-len(todo))
+        watch(_lines_of(specs, ledger))
         alone = (_attempt(work, s) for s in todo)
         rows = _in_processes(todo, work, jobs, tuple(plugins)) if jobs > 1 else alone
-        bar = tqdm(**n, desc="runs", disable=not progress, mininterval=0)
-        with torch_threads(1), closing(rows), bar:
+        n = dict(total=len(specs), initial=len(specs)-len(todo), disable=not progress)
+        with torch_threads(1), closing(rows), tqdm(**n, desc="runs", mininterval=0) as bar:
             for row in rows:
                 ledger.add(row)
                 _tell(bar, row)
-                if watch: watch(lines())
-        return lines()
+                watch(_lines_of(specs, ledger))
+        return _lines_of(specs, ledger)

@@ -71,7 +71,7 @@ def _steps_to_time(teacher, cached, run, width):
     return steps
 
 def _join_tilted(times):
-    "Its mean over `every` calls, one of which trains the energy."
+    "The tilted term's mean over `every` calls, one of which trains the energy."
     every = TiltedVEM.defaults["every"]
     both = zip(times.pop("tilted, training"), times.pop("tilted, between"))
     times["l1 + tilted vem"] = [(x + (every-1)*y)/every for x,y in both]
@@ -104,7 +104,7 @@ def step_share(
 PARTS = ("iteration", "chain", "share")
 
 def _open_results(out, device):
-    "What the file holds, or the beginning of one; raises `ValueError` for a file of another machine."
+    "Results in the file, or new ones; raises `ValueError` for a file of another machine."
     if out.is_dir(): raise ValueError(f"{str(out)!r} is a folder; choose a file for --out")
     about = machine(device)
     try: results = json.loads(out.read_text()) if out.exists() else dict(machine=about)
@@ -117,14 +117,14 @@ def _open_results(out, device):
         raise ValueError(f"{other}; choose another --out")
     alone = device.type == "cpu" and about["threads"] == 1
     results["clock"] = "CPU time of the process" if alone else "wall-clock"
-    # what cannot be written is told before anything is measured
+    # a file that cannot be written is an error before anything is measured
     write_text(out, json.dumps(results, indent=1))
     return results
 
 # %% ../../nbs/904_study.steps.ipynb #829df066
 @contextmanager
 def _alone(out):
-    "Two commands do not write one file."
+    "Only one process at a time writes the file."
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = out.with_name(out.name + ".lock")
     with open(lock, "w") as f:
@@ -134,7 +134,7 @@ def _alone(out):
 
 # %% ../../nbs/904_study.steps.ipynb #f5a340a3
 def _check_numbers(sizes, widths, batches, **one):
-    "All numbers are looked at before the first is used."
+    "Check all numbers before the first is used."
     for name,low,values in (("sizes", 4, sizes), ("widths", 1, widths), ("batches", 1, batches)):
         if not values: raise ValueError(f"{name}: at least one expected")
         for v in values: check_number(v, name, low, whole=True)
@@ -142,7 +142,7 @@ def _check_numbers(sizes, widths, batches, **one):
 
 # %% ../../nbs/904_study.steps.ipynb #54a57da5
 def _add_row(results, part, key, row):
-    "Put a row in the place of the one with the same key, in order."
+    "Add a row, or replace the one with the same key; rows stay in order."
     results[part] = [r for r in results.get(part, []) if any(r[k] != row[k] for k in key)] + [row]
     results[part].sort(key=lambda r: str([str(r[k]).zfill(4) for k in key]))
 
