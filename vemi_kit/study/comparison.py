@@ -84,7 +84,7 @@ def plan_runs(
     **extra:object, # certified, pool, course, judge: in the spec unless 0, False or None
 ) -> list: # of specs
     "The runs in their order; `key_runs` adds teacher and key."
-    specs, extra = [], {k: plain_value(v, k) for k,v in extra.items() if v}
+    specs, extra = [], {k: v for k,v in extra.items() if v}
     for seed,cls,c in itertools.product(seeds, classes, configs):
         best = tuned_for(found or {}, cls.name, c)
         rate = check_rate(lr or best.lr or cls.lr)
@@ -233,7 +233,7 @@ def compare(
     check_counts(classes, pool, certified, jobs=jobs, steps=steps)
     if lr is not None: check_rate(lr, "compare: lr")
     reference, found = find_reference(seconds_of, configs), read_tuned(out) if tuned else {}
-    extra = dict(certified=certified, pool=pool, course=course, judge=judge)
+    extra = dict(certified=int(certified), pool=int(pool), course=course, judge=judge)
     specs = plan_runs(classes, configs, widths, seeds, steps, lr, found, **extra)
     check_plan(classes, specs)
     check_folder(out, file)
