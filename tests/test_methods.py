@@ -2,7 +2,7 @@
 import copy
 import pytest, torch, torch.nn.functional as F
 from torch import nn
-from vemi_kit.study.combinations import CRITICS, KINDS, Same, critic_settings
+from vemi_kit.study.combinations import CRITIC_METHODS, KINDS, Same, critic_settings
 from vemi_kit.core import set_seed
 from vemi_kit.callbacks import Callback, History
 from vemi_kit.distill import distill
@@ -42,7 +42,7 @@ def run(t, formula, n_steps=6, lr=2e-3, **kw):
     teacher, student = t["teacher"], copy.deepcopy(t["student"])
     names = [f.split("*")[-1].strip() for f in formula.split("+")]
     settings = {**critic_settings(t["adversarial"]), **t}
-    given = ("adversarial", "omgd", "cagc", *CRITICS)
+    given = ("adversarial", "omgd", "cagc", *CRITIC_METHODS)
     args = {k: settings[k] for k in given if k in names and k in settings}
     objective = Objective(formula, **args, vem=dict(n_steps=4))
     was = [copy.deepcopy(list(n.state_dict().values())) for n in (teacher, student)]

@@ -101,6 +101,9 @@ from .study.tuning import *
 from .study.combinations import *
 from .study.command import *
 from .study.demo import *
+from .ship.inputs import *
+from .ship.student import *
+from .ship.report import *
 
 # %% ../nbs/999_all.ipynb #631a09f2
 __all__ = [n for n in globals() if not n.startswith("_")]
