@@ -78,6 +78,9 @@ from .deploy.folder import *
 from .deploy.trace import *
 from .deploy.program import *
 from .deploy.runtime import *
+from .deploy.int8 import *
+from .deploy.script import *
+from .deploy.package import *
 from .teachers import *
 from .enhance.degrade import *
 from .enhance.crops import *
