@@ -64,7 +64,7 @@ def plot_curves(
     return fig
 
 # %% ../../nbs/921_study.demo.ipynb #3168a533
-DEMO_MEASURES = ("frechet_teacher", "frechet_real", "l1", "psnr", "ssim", "nats_per_dim")
+DEMO_MEASURES = ("frechet_teacher", "frechet_real", "coin_nats", "l1", "psnr", "ssim", "nats_per_dim")
 FACTS = f"""H(T~|S) is bounded from above by the Gaussian base with noise floor σ_n = {NOISE_FLOOR} (image
 units), fitted on one half of the held-out pairs and evaluated on the other; lower means that the student
 tells more about the teacher. Fréchet distances are estimates; the last row shows what the teacher itself

@@ -18,8 +18,8 @@ from ..methods.base import formula_terms
 MEASURES = dict(  # name: (heading, +1 if more is better, decimals)
     frechet_teacher=("Fréchet to teacher", -1, 3),
     frechet_real=("Fréchet to real", -1, 3),
-    mse=("MSE", -1, 5),
-    l1=("L1", -1, 4),
+    coin_nats=("I(B;X) ≥, nats", -1, 3),
+    mse=("MSE", -1, 5), l1=("L1", -1, 4),
     psnr=("PSNR dB", 1, 2),
     ssim=("SSIM", 1, 4),
     psnr_truth=("PSNR to truth dB", 1, 2),
