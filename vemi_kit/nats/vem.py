@@ -10,7 +10,7 @@ import math
 import torch
 from fastcore.all import patch
 from ..doors import door, real, whole
-from ..processes import sync_state
+from ..processes import gather_rows, sync_state
 from ..chains import shared_randn
 from ..core import check_pairs, frozen, seeded, stream
 from ..vem import EnergyTerm, VEMStep, check_pair, detached_pair
@@ -67,7 +67,7 @@ def like(cls:TiltedVEM,
 def _begin(self:TiltedVEM, t, s):
     "What depends on the first pictures: generator, base, chains."
     self._g = self.chain_stream(s.device)
-    if self.n_updates == 0: self.energy.base.start(t + self._noise(t), s)
+    if self.n_updates == 0: self.energy.base.start(gather_rows(t + self._noise(t)), gather_rows(s))
     sync_state(self.energy)
     self._train_from(torch.randn(int(self.n_chains), *t.shape[1:], generator=self._g, device=t.device))
 
