@@ -156,6 +156,7 @@ def restoration(
                 adversarial=dict(discriminator=disc, loss="lsgan", real="target"),
                 omgd=dict(discriminator=disc, reconstruction=10.))
 
+# %% ../../nbs/919_study.combinations.ipynb #e9bf8a72
 KINDS = dict(unconditional=unconditional, stylegan2=stylegan2, paired=paired_kind, unpaired=unpaired_kind,
              restoration=restoration)
 
