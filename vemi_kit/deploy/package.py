@@ -23,8 +23,8 @@ from .runtime import write_onnx
 from .int8 import write_int8
 from .script import write_script
 
-# %% ../../nbs/717_deploy.package.ipynb #13a6e224
-@dataclass
+# %% ../../nbs/717_deploy.package.ipynb #af9ef3b4
+@dataclass(repr=False)
 class Deployed:
     "A student's folder: rows of `COLUMNS`, remarks in sentences, and where it was measured."
     folder:Path
@@ -50,7 +50,7 @@ def table(self:Deployed) -> str: # markdown
     return "\n".join([*lines, "", *said])
 
 @patch
-def __str__(self:Deployed): return self.table()
+def __repr__(self:Deployed): return self.table()
 
 @patch
 def _repr_markdown_(self:Deployed): return self.table()
