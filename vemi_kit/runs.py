@@ -42,6 +42,7 @@ def calm_interrupt(
     finally:
         for s,old in was.items(): signal.signal(s, old)
 
+# %% ../nbs/107_runs.ipynb #629afad9
 def _replace(was, signum, handler):
     "Install a handler and keep the one before it; one that was not made in Python cannot be put back."
     old = signal.signal(signum, handler)
@@ -65,12 +66,11 @@ def random_state(
     "State of the global generators of Python, NumPy, torch, and of a GPU."
     version, words, gauss = random.getstate()
     name, keys, at, has_gauss, cached = np.random.get_state()
-    kind = torch.device(device).type
     own = {"cuda": lambda: torch.cuda.get_rng_state_all(), "mps": lambda: [torch.mps.get_rng_state()]}
     return dict(
         python=[version, torch.tensor(words), gauss],
         numpy=[name, torch.from_numpy(keys.astype(np.int64)), int(at), int(has_gauss), float(cached)],
-        torch=torch.get_rng_state(), device=own.get(kind, list)(),
+        torch=torch.get_rng_state(), device=own.get(torch.device(device).type, list)(),
     )
 
 # %% ../nbs/107_runs.ipynb #6401a25d
@@ -117,6 +117,7 @@ def own_randomness(
     try: yield
     finally: set_random_state(was, device)
 
+# %% ../nbs/107_runs.ipynb #bafc36b7
 def own_seed(
     function:Callable, # has a parameter `seed` (else 0 is meant), and perhaps `device`
 ) -> Callable:
