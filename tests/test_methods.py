@@ -15,6 +15,7 @@ from vemi_kit.zoo.dcgan import SNDiscriminator
 METHODS = [
     "l1", "l2", "ssim", "style", "perceptual", "tv", "vid", "vid_features", "features", "channel",
     "attention", "similarity", "crd", "cat", "cagc", "adversarial", "omgd", "relativistic", "score",
+    "dcd", "moments",
 ]
 QUIET = dict(device="cpu", progress=False)
 # somebody else moves, so the student's loss need not fall
@@ -41,7 +42,7 @@ def run(t, formula, n_steps=6, lr=2e-3, **kw):
     set_seed(0)
     teacher, student = t["teacher"], copy.deepcopy(t["student"])
     names = [f.split("*")[-1].strip() for f in formula.split("+")]
-    settings = {**critic_settings(t["adversarial"]), **t}
+    settings = {**critic_settings(t), **t}
     given = ("adversarial", "omgd", "cagc", *CRITIC_METHODS)
     args = {k: settings[k] for k in given if k in names and k in settings}
     objective = Objective(formula, **args, vem=dict(n_steps=4))

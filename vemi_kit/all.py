@@ -70,6 +70,8 @@ from .methods.omgd import *
 from .methods.cagc import *
 from .methods.relativistic import *
 from .methods.score import *
+from .methods.dcd import *
+from .methods.moments import *
 from .preflight import *
 from .callbacks import *
 from .distill import *

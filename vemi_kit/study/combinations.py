@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'CRITIC_METHODS', 'Same', 'Unpaired', 'Both', 'warm_up', 'unconditional', 'stylegan2', 'paired_kind',
-           'unpaired_kind', 'restoration', 'critic_settings', 'combination_run', 'combination_plan', 'combinations',
-           'combination_table']
+           'unpaired_kind', 'restoration', 'teacher_bank', 'critic_settings', 'combination_run', 'combination_plan',
+           'combinations', 'combination_table']
 
 # %% ../../nbs/919_study.combinations.ipynb #1d1593d4
 import copy, importlib
@@ -26,6 +26,7 @@ from ..zoo.restorers import SRResNet
 from ..zoo.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from ..zoo.stylegan2_training import train_stylegan2
 from ..students import shrink, with_width
+from ..methods.reader import Reader
 from ..methods.base import Objective, formula_terms, known_methods
 from ..callbacks import Clock, History
 from ..distill import Distiller
@@ -161,14 +162,28 @@ KINDS = dict(unconditional=unconditional, stylegan2=stylegan2, paired=paired_kin
              restoration=restoration)
 
 # %% ../../nbs/919_study.combinations.ipynb #2564723b
-CRITIC_METHODS = ("relativistic",)
+CRITIC_METHODS = ("relativistic","dcd","moments")
+
+def teacher_bank(
+    kind:dict, # what a function of `KINDS` returns
+    n:int=8, # batches
+) -> torch.Tensor: # (n*b, c, h, w)
+    "The teacher's pictures for the first batches."
+    kw = kind.get("kw", {})
+    read = Reader(output=kw.get("output"), value_range=kw.get("value_range", (-1,1)))
+    with frozen(kind["teacher"]), torch.no_grad():
+        return torch.cat([read(kind["teacher"], kind["data"].batch(i)) for i in range(n)])
 
 def critic_settings(
-    adversarial:dict, # settings of `Adversarial`, as a kind has them
+    kind:dict, # what a function of `KINDS` returns
 ) -> dict: # by method
-    "Settings of the methods that have a critic of their own: the same discriminator, shown the same input."
-    own = {k: v for k,v in adversarial.items() if k in ("discriminator","conditional")}
-    return {name: dict(own) for name in CRITIC_METHODS}
+    """Settings of the methods that have a critic of their own: the same discriminator, shown the same input.
+    Moments know no input, so beside a discriminator that does they get a fresh one.
+    """
+    d, bank = kind["adversarial"], teacher_bank(kind)
+    own = {k: v for k,v in d.items() if k in ("discriminator","conditional")}
+    blind = PatchGAN(8, 1, bank.shape[1], norm="instance") if d.get("conditional") else d["discriminator"]
+    return dict(relativistic=own, dcd=own, moments=dict(discriminator=blind, bank=bank))
 
 # %% ../../nbs/919_study.combinations.ipynb #a42c561c
 @lru_cache(5)
@@ -185,7 +200,7 @@ def _gap(run, batch):
 def _combination(k, student, spec):
     "`Distiller` of a spec, with its objective's settings for this kind."
     given = {n: k[n] for n in ("adversarial","omgd") if n in k}
-    settings = merged(critic_settings(k["adversarial"]), given, spec["settings"])
+    settings = merged(critic_settings(k), given, spec["settings"])
     objective = Objective(spec["formula"], **settings)
     kw = dict(k.get("kw", {}), lr=spec["lr"], seed=spec["seed"], log_every=max(1, spec["steps"]//20))
     kw.update(device="cpu", callbacks=[History(), Clock()])
