@@ -7,10 +7,8 @@ __all__ = ['ADVERSARIAL', 'family_for', 'own_student', 'make_student', 'fresh_di
 
 # %% ../../nbs/932_ship.student.ipynb #cb83122b
 import torch
-from collections.abc import Callable
 from torch import nn
 from ..core import seeded
-from ..costs import count_macs
 from ..deploy.folder import FAMILIES_BY_NAME
 from ..pruning import prune
 from ..students import shrink
