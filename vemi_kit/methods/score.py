@@ -39,7 +39,7 @@ class ScoreDifference(Method):
     name = "score"
     def __init__(self,
         denoiser:Denoiser|None=None, # of the teacher's pictures; None: it learns beside the student
-        weight:float=.5, # factor in the sum
+        weight:float=5., # factor in the sum
         levels:tuple=(.1,1.5), # smallest and largest noise level, see `draw_levels`
         power:float=2., # levels count as sigma**power, see `score_loss`
         updates:int=1, # of the student's denoiser in each student step
