@@ -14,6 +14,7 @@ from vemi_kit.costs import count_macs, count_params, layer_costs
 from vemi_kit.data.batches import Batches, Latents
 from vemi_kit.data.pictures import photo_crops, resize
 from vemi_kit.distill import distill
+from vemi_kit.energy import EnergyNet
 from vemi_kit.enhance.degrade import SuperResolution, degradation
 from vemi_kit.enhance.restorer import load_restorer
 from vemi_kit.enhance.tiles import enhance
@@ -79,6 +80,7 @@ def pictures(*shape, low=-1, high=1, paired=False, names="", size=True, empty=Tr
     if halves: odd += [st.just((str(d), good().to(d), False)) for d in (torch.float64, torch.float16,
         torch.bfloat16)]
     if finite:
+        odd += [st.just(("no data", good().to("meta"), False)), st.just(("sparse", good().to_sparse(), False))]
         for v in (math.nan, math.inf,
             -math.inf): odd.append(place.map(spoilt(v)).map(case(f"a value of {v}")))
     if scaled: odd.append(st.floats(20, 127).map(lambda k: (f"values times {k:.3g}", (good()-low)*k + 1,
@@ -105,9 +107,14 @@ def whole(good, low=None, names="", none=False, rest=False):
     "A whole number from `low`; with `rest`, other types are none of its business."
     odd = [st.sampled_from([1.5, math.nan, math.inf, 1j, "3", "x", [2], {}]).map(lambda v: (repr(v), v,
         True))]
+    odd.append(st.just(("more than 64 bits", 10**30, True)))
     if low is not None: odd.append(st.integers(-3, low-1).map(case(f"below {low}")))
     if not none: odd.append(st.just(("None", None, True)))
     return Arg(good, st.one_of(odd), names)
+
+
+def pair(good, *odd): return Arg(good, cases(number=.5, words=("a","b"), one=(.5,), three=(0,1,2), text="x",
+    **{f"case {i}": v for i,v in enumerate(odd)}))
 
 
 def real(good, low=None, open_low=False, high=None, names="", none=False):
@@ -177,6 +184,16 @@ def like(cls):
     return call
 
 
+def set_later(cls, **small):
+    "A setting that changes in somebody's loop."
+    def call(**kw):
+        t = torch.zeros(4, 1, 8, 8)
+        term = cls.like(t, t, width=2, **small)
+        for k,v in kw.items(): setattr(term, k, v)
+        return term.tighten(t, t).loss(t)
+    return call
+
+
 def distil(data, **kw):
     if torch.is_tensor(data): data = [data]
     distill(**{**dict(n_steps=1, device="cpu", progress=False, data=data), **kw})
@@ -212,6 +229,22 @@ DOORS = {
         s=Arg(lambda: torch.zeros(2,1,8,8), None),
         n_steps=whole(2, 0), step_size=real(1., 0), lr=real(1e-4, 0), l2=real(.1, 0), lambda_mi=real(.1),
         noise_std=real(.005, 0, none=True), energy_limit=real(1e3, 0, True))),
+    "VEM settings later": (set_later(VEM, n_steps=2), dict(n_steps=whole(2, 0), energy_steps=whole(1, 0),
+        step_size=real(1., 0), lr=real(1e-4, 0), l2=real(.1, 0), lambda_mi=real(.1),
+        noise_std=real(.005, 0, none=True), energy_limit=real(1e3, 0, True),
+        clamp=pair((-1,1), (1,-1), (math.nan,1)), betas=pair((0.,.9), (0.,1.), (-.1,.9)))),
+    "TiltedVEM settings later": (set_later(TiltedVEM, n_chains=4), dict(n_steps=whole(2, 1),
+        energy_steps=whole(1, 0), every=whole(1, 1), n_chains=whole(4, 1), noise_floor=real(.1, 0),
+        lr=real(1e-3, 0), lambda_mi=real(.1), trust=real(.5, 0, True))),
+    "EnergyNet": (EnergyNet, dict(size=whole(8, 4), channels_t=whole(1, 1), channels_s=whole(1, 1, none=True),
+        width=whole(2, 1), n_blocks=whole(1, 1, none=True), precision=choice("float32"))),
+    "EnergyNet()": (lambda t, s: EnergyNet(16, 1, 1, width=2)(t, s), dict(t=t16(scaled=False, finite=False),
+        s=t16(scaled=False, finite=False))),
+    "distill settings": (lambda **kw: distil(teacher=tamed(), student=tamed(), data=torch.zeros(4,1,8,8), **kw),
+        dict(betas=pair((.5,.99), (.5,1.), (math.nan,.9)), value_range=pair((-1,1), (1,-1), (math.nan,1)),
+        callbacks=Arg(list, cases(number=3, text="x", dict={"a": 1})),
+        plan=Arg(None, cases(number=3, text="x", list=[1], words={"nonsense": 1})),
+        out=Arg(None, cases(number=3, list=[1], dict={}, bytes=b"x")))),
     "VEM.tighten": (tighten(VEM), dict(t=t16(), s=t16(), energy_steps=whole(1, none=True))),
     "step.loss": (step_loss, dict(s=t16())),
     "TiltedVEM.like": (like(TiltedVEM), dict(t=t16(), s=t16(channels=False), width=whole(2, 1),
@@ -300,21 +333,21 @@ DOORS = {
         multiplier=whole(2, 1), group=whole(4, 1))),
     "SNGenerator()": (forward(SNGenerator, size=8, width=2, z_dim=4), dict(x=latents(2, 4, "latent"))),
     "SNDiscriminator()": (forward(SNDiscriminator, size=8, width=2), dict(x=pictures(2, 1, 8, 8,
-        scaled=False, finite=False, halves=False, names="Discriminator", empty=False))),
+        scaled=False, finite=False, names="Discriminator", empty=False))),
     "ResNetGenerator()": (forward(ResNetGenerator, width=2, n_blocks=1, c_in=1), dict(x=pictures(2, 1, 8, 8,
-        scaled=False, finite=False, halves=False, names="Generator", empty=False))),
+        scaled=False, finite=False, names="Generator", empty=False))),
     "UNetGenerator()": (forward(UNetGenerator, width=2, n_downs=2, c_in=1), dict(x=pictures(2, 1, 8, 8,
-        scaled=False, finite=False, halves=False, names="Generator", empty=False))),
+        scaled=False, finite=False, names="Generator", empty=False))),
     "PatchGAN()": (forward(PatchGAN, width=2, n_layers=1, channels=1), dict(x=pictures(2, 1, 8, 8,
-        scaled=False, finite=False, halves=False, names="PatchGAN", size=False, empty=False))),
+        scaled=False, finite=False, names="PatchGAN", size=False, empty=False))),
     "SRResNet()": (forward(SRResNet, width=2, n_blocks=1, channels=1), dict(x=pictures(2, 1, 8, 8,
-        scaled=False, finite=False, halves=False, names="SRResNet", size=False, empty=False))),
+        scaled=False, finite=False, names="SRResNet", size=False, empty=False))),
     "UNetRestorer()": (forward(UNetRestorer, width=2, channels=1), dict(x=pictures(2, 1, 8, 8, scaled=False,
-        finite=False, halves=False, names="Restorer", size=False, empty=False))),
+        finite=False, names="Restorer", size=False, empty=False))),
     "StyleGAN2Generator()": (lambda z, truncation: small_style()(z, truncation, w_mean=torch.zeros(4)),
         dict(z=latents(2, 4, "latent"), truncation=real(.5))),
     "StyleGAN2Discriminator()": (forward(StyleGAN2Discriminator, size=8, channels=1, width=2),
-        dict(x=pictures(2, 1, 8, 8, scaled=False, finite=False, halves=False, names="Discriminator",
+        dict(x=pictures(2, 1, 8, 8, scaled=False, finite=False, names="Discriminator",
         empty=False))),
     "mean_w": (lambda n: small_style().mean_w(n), dict(n=whole(4, 1))),
     "mix": (lambda cut: small_style().mix(torch.zeros(2,4), torch.ones(2,4), cut), dict(cut=whole(1, 0))),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from fastcore.all import patch
 from pathlib import Path
 from tqdm.auto import tqdm
-from .core import DivergenceError, check_number, frozen
+from .core import DivergenceError, check_number, check_path, frozen
 from .files import write_text
 from .show import show_images
 from .checkpoints import not_finite, write_checkpoint
@@ -144,7 +144,8 @@ class Checkpoint(Callback):
         path:str|Path, # file to write; it is replaced only by a complete one
         every:int=200, # steps between checkpoints
     ):
-        self.path, self.every = Path(path), int(check_number(every, "Checkpoint: every", 1, whole=True))
+        self.path = check_path(path, "Checkpoint: path")
+        self.every = int(check_number(every, "Checkpoint: every", 1, whole=True))
         self.saved, self.odd = None, ()
     def after_step(self, figures):
         worried = any(getattr(c, "worried", False) for c in self.run.callbacks)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_available', 'default_device', 'check_finite',
            'check_batch', 'check_range', 'check_images', 'check_path', 'check_number', 'check_alike', 'check_pairs',
-           'check_net', 'checked_call', 'DivergenceError', 'require', 'digest', 'plain_number', 'plain_value',
-           'plain_values', 'frozen']
+           'check_net', 'check_dtype', 'checked_call', 'DivergenceError', 'require', 'digest', 'plain_number',
+           'plain_value', 'plain_values', 'frozen']
 
 # %% ../nbs/101_core.ipynb #eeb41599
-import hashlib, importlib, math, numbers, random
+import hashlib, importlib, math, numbers, operator, random
 import numpy as np, torch
 from contextlib import contextmanager
 from torch import nn
@@ -21,8 +21,8 @@ def generator(
     seed:int, # any integer
     device:str|torch.device="cpu", # where the numbers are needed
 ) -> torch.Generator:
-    "A `torch.Generator` on `device`, seeded with `seed`."
-    return torch.Generator(device=device).manual_seed(seed)
+    "A `torch.Generator` on `device`, seeded with `seed`; integers of NumPy do, too."
+    return torch.Generator(device=device).manual_seed(operator.index(seed))
 
 # %% ../nbs/101_core.ipynb #ba7e71a7
 def set_seed(
@@ -101,6 +101,8 @@ def check_finite(
     """Return `x`, or raise `FloatingPointError` if it holds a NaN or an infinity. Such values are never
     replaced.
     """
+    if x.is_meta or x.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor with numbers, got {x.device.type}, {x.layout}")
     n = x.numel() - int(torch.isfinite(x).sum())
     if n: raise FloatingPointError(f"{name}: {n} of {x.numel()} values are not finite. {hint}".rstrip())
     return x
@@ -181,7 +183,8 @@ def check_number(
     wanted = f"{kind} {' and '.join(ends)}".strip()
     if isinstance(x, bool) or not isinstance(x, numbers.Integral if whole else numbers.Real):
         raise TypeError(f"{name}: expected {wanted}, got {x!r}")
-    if math.isfinite(x) and low <= x <= high and not (above and x == low): return x
+    if whole and not -2**63 <= x < 2**63: wanted = f"{wanted}, of at most 64 bits"
+    elif math.isfinite(x) and low <= x <= high and not (above and x == low): return x
     raise ValueError(f"{name}: expected {wanted}, got {x!r}")
 
 # %% ../nbs/101_core.ipynb #c0de0003
@@ -232,6 +235,19 @@ def check_net(
     kind = net.__name__ if isinstance(net, type) else type(net).__name__
     got = f"the class {kind}; make one: {kind}(...)" if isinstance(net, type) else kind
     raise TypeError(f"{name}: expected a torch.nn.Module, got {got}")
+
+# %% ../nbs/101_core.ipynb #692cf061
+def check_dtype(
+    x:torch.Tensor, # floats
+    net:nn.Module, # which gets them
+    name:str="x", # how the message calls it
+) -> torch.Tensor: # x, unchanged
+    "Return `x` if its precision is that of the network's weights, or autocast is on; else `TypeError`."
+    kind = next((p.dtype for p in net.parameters()), x.dtype)
+    if x.dtype == kind or (not x.is_meta and torch.is_autocast_enabled(x.device.type)): return x
+    how = f"convert it with x.to({kind}), or the network with net.to({x.dtype})"
+    what = f"expected {kind}, as the weights are, got {x.dtype}"
+    raise TypeError(f"{type(net).__name__}: {name}: {what}; {how}")
 
 # %% ../nbs/101_core.ipynb #c0de0012
 def _refuse_unbatched(m, x):

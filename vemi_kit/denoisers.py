@@ -194,7 +194,7 @@ def train_denoiser(
     return net.eval()
 
 # %% ../nbs/414_denoisers.ipynb #132d1276
-@door(x=pictures(value_range=None), width=whole(1))
+@door(x=pictures(value_range=None), width=whole(1), seed=whole())
 def trained_denoiser(
     x:torch.Tensor, # clean pictures (n, c, h, w), e.g. the outputs of a `TeacherCache`
     path:str|Path|None=None, # file (.safetensors), read if there is one, else written; None: no file
@@ -206,6 +206,7 @@ def trained_denoiser(
 ) -> Denoiser: # in evaluation mode
     "A trained denoiser. Raises `ValueError` for a file of other pictures or settings, or a damaged one."
     if given is not None: check_batch(given, "trained_denoiser: given")
+    x = x.detach()
     made_of = dict(pictures=digest(dict(x=x, **({} if given is None else dict(given=given)))), seed=seed)
     with seeded(seed): body = DenoisingUNet(x.shape[1], 0 if given is None else given.shape[1], width)
     mean = x.mean((0,2,3), keepdim=True)[0].cpu()

@@ -12,8 +12,8 @@ from fastcore.all import patch
 from pathlib import Path
 from torch import nn
 from . import callable_module
-from .core import check_finite, check_net, check_number, frozen
-from .doors import check_device, door, one_of
+from .core import check_finite, check_net, check_number, check_path, frozen
+from .doors import check_betas, check_device, door, kind_of, one_of
 from .processes import check_same, exchange, own_share, sync_buffers, sync_grads, sync_state
 from .runs import calm_interrupt, make_accelerator, one_writer, own_randomness
 from .runs import process_randomness, random_state, set_random_state, until_stopped
@@ -42,7 +42,8 @@ class Distiller:
     w) in [-1, 1].
     """
     @door(teacher=check_net, student=check_net, device=check_device)
-    @door(mixed_precision=one_of("no","bf16","fp16"))
+    @door(mixed_precision=one_of("no","bf16","fp16"), betas=check_betas)
+    @door(callbacks=kind_of(list, tuple), plan=kind_of(dict, Plan))
     def __init__(self,
         teacher:nn.Module, # frozen while the run lasts
         student:nn.Module, # trained in place
@@ -65,7 +66,7 @@ class Distiller:
         for k,(v,low) in whole.items():
             setattr(self, k, int(check_number(v, f"Distiller: {k}", low, whole=True)))
         self.lr = float(check_number(lr, "Distiller: lr", 0))
-        self.betas = tuple(float(check_number(b, "Distiller: betas", 0, 1)) for b in betas)
+        self.betas = tuple(float(b) for b in betas)
         self.accelerator, self.accelerate_state = make_accelerator(device, mixed_precision)
         with self.accelerate_state:
             self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
@@ -279,7 +280,7 @@ def distill(
     nothing catches that, Python ends as after Ctrl-C (130 in a shell); the kit's commands end with 143 after
     SIGTERM. A handler of the program's own for SIGTERM or SIGHUP stays, and all do outside the main thread.
     """
-    path = out and Path(out)/"checkpoint.pt"
+    path = None if out is None else check_path(out, "distill: out")/"checkpoint.pt"
     if resume and not out:
         raise ValueError("distill: resume=True needs out=, the folder of the run to go on with")
     # the checkpoint last: it saves what the others heard

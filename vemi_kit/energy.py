@@ -14,7 +14,8 @@ from contextlib import contextmanager, nullcontext
 from fastcore.all import patch
 from torch import nn
 from torch.nn.utils import parametrize
-from .core import frozen
+from .core import check_number, frozen
+from .doors import check_size, door, one_of, whole
 
 # %% ../nbs/301_energy.ipynb #4b8e3186
 PRECISIONS = dict(float32=None, bf16=torch.bfloat16)
@@ -149,7 +150,7 @@ def n_blocks_for(
     if min(size) < 4: raise ValueError(f"EnergyNet: pictures of at least 4x4 expected, got {h}x{w}")
     most = int(math.log2(min(size))) - 1
     if n_blocks is None: return most
-    if 1 <= n_blocks <= most: return n_blocks
+    if check_number(n_blocks, "EnergyNet: n_blocks", whole=True) in range(1, most+1): return int(n_blocks)
     raise ValueError(f"EnergyNet: {h}x{w} pictures allow 1 to {most} blocks, got n_blocks={n_blocks}")
 
 # %% ../nbs/301_energy.ipynb #70002d83
@@ -157,6 +158,7 @@ class EnergyNet(nn.Module):
     """Energy of a pair of pictures, `(t, s) -> (b,)`, with the layers, norms and initialisation of arXiv
     2303.16050's first public code. Divided by the temperature of the chain that samples it, it is in nats.
     """
+    @door(channels_t=whole(1), channels_s=whole(1), width=whole(1), precision=one_of(*PRECISIONS))
     def __init__(self,
         size:int|tuple, # side of the pictures, or (h, w); at least 4
         channels_t:int=3, # channels of t
@@ -167,9 +169,7 @@ class EnergyNet(nn.Module):
         precision:str="float32", # of the convolutions: "float32", or "bf16" where the processor has it
     ):
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"EnergyNet: precision: expected one of {list(PRECISIONS)}, got {precision!r}")
-        size = (size, size) if isinstance(size, int) else tuple(size)
+        size = check_size(size, "EnergyNet: size")
         n_blocks, channels_s = n_blocks_for(size, n_blocks), channels_s or channels_t
         self.config = dict(size=size, channels_t=channels_t, channels_s=channels_s, width=width)
         self.config.update(n_blocks=n_blocks, fast=fast, precision=precision)
@@ -201,7 +201,8 @@ def forward(self:EnergyNet,
     "Energies of pairs; raises `ValueError` for other shapes."
     c, (h, w) = self.config, self.config["size"]
     for name,x,ch in (("t",t,c["channels_t"]), ("s",s,c["channels_s"])):
-        if tuple(x.shape[1:]) != (ch,h,w):
+        if not x.is_floating_point(): raise TypeError(f"EnergyNet: {name}: expected floats, got {x.dtype}")
+        if tuple(x.shape) != (*t.shape[:1],ch,h,w):
             raise ValueError(f"EnergyNet: expected {name} of shape (b, {ch}, {h}, {w}), got {tuple(x.shape)}")
     return self.head(*(self.pool(x.to(self.linear.bias.dtype)) for x in (t, s)))
 

@@ -78,10 +78,10 @@ def torch_threads(
 def _check_timing(net, inputs, seconds, warmup, **whole):
     "Raise for what cannot be timed, before the first run. A limit of NaN would never be reached."
     check_net(net, "latency: net")
-    check_number(seconds, "latency: seconds", 0)
-    check_number(warmup, "latency: warmup", 0, whole=True)
+    check_number(seconds, "latency: seconds", 0, 86400)
+    check_number(warmup, "latency: warmup", 0, 10**6, whole=True)
     for k,v in whole.items():
-        if v is not None: check_number(v, f"latency: {k}", 1, whole=True)
+        if v is not None: check_number(v, f"latency: {k}", 1, 2**20, whole=True)
     if not inputs or not all(torch.is_tensor(x) and x.ndim and len(x) for x in inputs):
         got = [tuple(x.shape) if torch.is_tensor(x) else type(x).__name__ for x in inputs]
         raise ValueError(f"latency: inputs: expected example batches, tensors of a sample or more, got {got}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fastcore.all import patch
 from torch import nn
 from .core import DivergenceError, check_net, frozen, seeded, stream
-from .doors import check_scale, door, real, whole
+from .doors import check_betas, check_interval, check_scale, door, real, whole
 from .processes import sync_grads
 from .energy import EnergyNet
 from .chains import ChainStats, langevin, langevin_pooled
@@ -65,7 +65,7 @@ class EnergyTerm(nn.Module):
     `step.loss(s)` is the student's loss. Subclasses name their settings in `defaults`.
     """
     defaults = {}
-    checks = dict(seed=whole(), energy_limit=real(0, above=True))
+    checks = dict(seed=whole(), energy_limit=real(0, above=True), betas=check_betas, clamp=check_interval)
     def __init__(self,
         energy:nn.Module, # energy(t, s) -> (b,)
         seed:int=0, # of the chain's noise
@@ -76,14 +76,16 @@ class EnergyTerm(nn.Module):
         unknown = sorted(settings.keys() - self.defaults.keys())
         if unknown:
             name = type(self).__name__
-            raise TypeError(f"{name} has no setting {unknown}; there are {sorted(self.defaults)}")
+            how = "; pictures of another range: set clamp" if "value_range" in unknown else ""
+            raise TypeError(f"{name} has no setting {unknown}; there are {sorted(self.defaults)}{how}")
         self.energy, self.seed, self.energy_limit = check_net(energy, "VEM: energy"), seed, energy_limit
-        given = dict(seed=seed, energy_limit=energy_limit, **settings)
-        for k,v in given.items():
-            derived = k == "noise_std" and v is None
-            if k in self.checks and not derived: self.checks[k](v, f"{type(self).__name__}: {k}")
         for k,v in {**self.defaults, **settings}.items(): setattr(self, k, v)
         self.n_updates, self._g = 0, None
+    def __setattr__(self, name, value):
+        "A setting is checked whenever it is set: here, by a `Plan`, or in anyone's loop."
+        derived = name == "noise_std" and value is None
+        if name in self.checks and not derived: self.checks[name](value, f"{type(self).__name__}: {name}")
+        super().__setattr__(name, value)
 
 # %% ../nbs/303_vem.ipynb #e18fce96
 @patch
@@ -235,7 +237,7 @@ def tighten(self:VEM,
     """Draw t_hat with the present energy, then take a step on the energy: minimise
     `E(t,s) - E(t_hat,s) + l2 (E(t,s)² + E(t_hat,s)²)`, all inputs detached. Raises `DivergenceError`.
     """
-    n = self.energy_steps if energy_steps is None else energy_steps
+    n = int(self.energy_steps if energy_steps is None else energy_steps)
     t, s = detached_pair(t, s)
     for _ in range(max(1, n)):
         t_hat = self.sample(s, like_t=t)

@@ -19,7 +19,7 @@ def draw_seed(
     i:int, # number within it
 ) -> int:
     "Seed of draw `i`, far from the small seeds that people choose for held-out data."
-    return (seed+1)*1_000_003_000 + i
+    return ((seed+1)*1_000_003_000 + i) % 2**63
 
 # %% ../../nbs/204_data.batches.ipynb #bc69dc2e
 class Latents:
@@ -125,6 +125,7 @@ class Stream:
             raise TypeError(
                 "Stream: this iterator can be read only once; give the DataLoader or list behind it"
             )
+        check_number(seed, "Stream: seed", whole=True)
         store_attr()
         self.source, self.at, self._begin = None, 0, [g.get_state() for g in loader_generators(items)]
 

@@ -11,7 +11,7 @@ from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from ..core import check_number
+from ..core import check_number, check_path
 from .pictures import resize
 
 # %% ../../nbs/203_data.folders.ipynb #3d76f6e5
@@ -154,6 +154,7 @@ class ImageFolder(Dataset):
         convert:bool=False, # accept files of another kind and convert them
         check:bool=True, # decode all files now; False trusts the folder
     ):
+        check_path(folder, "ImageFolder: folder")
         if size is not None: check_number(size, "ImageFolder: size", 1, whole=True)
         store_attr("folder,size,channels,convert")
         self.files = image_files(folder)

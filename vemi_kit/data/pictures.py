@@ -9,6 +9,7 @@ __all__ = ['PHOTOS', 'sides', 'resize', 'digits', 'faces', 'photo', 'photo_crops
 import numpy as np, torch
 from torch import nn
 from ..core import check_finite, check_number, generator, require
+from ..doors import one_of
 
 # %% ../../nbs/201_data.pictures.ipynb #3fd18292
 def sides(
@@ -43,7 +44,7 @@ def _split(n, split, test_share=.2):
     "Indices of a fixed random split of `n` items."
     order, n_test = torch.randperm(n, generator=generator(0)), round(n*test_share)
     parts = dict(test=order[:n_test], train=order[n_test:], all=torch.arange(n))
-    if split not in parts: raise ValueError(f"split: expected one of {list(parts)}, got {split!r}")
+    one_of(*parts)(split, "split")
     return parts[split]
 
 # %% ../../nbs/201_data.pictures.ipynb #b3a23ef9
@@ -114,7 +115,7 @@ def photo_crops(
     seed:int=0, # of the positions of the crops
 ) -> torch.Tensor: # (n, 3, size, size) in [-1, 1]
     "Random crops of the bundled photographs, equally many of each; the split holds out whole photographs."
-    if split not in PHOTOS: raise ValueError(f"split: expected one of {list(PHOTOS)}, got {split!r}")
+    one_of(*PHOTOS)(split, "photo_crops: split")
     for k,v in dict(size=size, n=n).items(): check_number(v, f"photo_crops: {k}", 1, whole=True)
     check_number(scale, "photo_crops: scale", 1e-3, 16)
     check_number(seed, "photo_crops: seed", whole=True)

@@ -6,7 +6,7 @@
 __all__ = ['Reader']
 
 # %% ../../nbs/601_methods.reader.ipynb #d1df9d12
-import inspect, math
+import inspect, math, numbers
 import torch
 from dataclasses import dataclass
 from fastcore.all import patch
@@ -31,6 +31,10 @@ class Reader:
 
     def __post_init__(self):
         if self.value_range is None: return
+        pair = isinstance(self.value_range, (tuple,list)) and len(self.value_range) == 2
+        if not pair or not all(isinstance(v, numbers.Real) for v in self.value_range):
+            got = f"got {self.value_range!r:.60}"
+            raise TypeError(f"Reader: value_range: (lowest, highest) or None expected, {got}")
         lo, hi = self.value_range
         if not -math.inf < lo < hi < math.inf:
             raise ValueError(f"Reader: value_range: (lowest, highest) or None expected, got {(lo, hi)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm.auto import tqdm
-from ..core import check_finite, check_images, check_net, check_path, default_device
+from ..core import check_dtype, check_finite, check_images, check_net, check_path, default_device
 from ..core import seeded, stream
 from ..doors import door, real, whole
 from ..files import load_nets, read_config, save_nets, weights_path
@@ -66,7 +66,8 @@ def check_latents(
     if not (torch.is_tensor(z) and z.is_floating_point()):
         got = z.dtype if torch.is_tensor(z) else type(z).__name__
         raise TypeError(f"{name}: expected latents (b, {z_dim}) of floats, got {got}")
-    if z.ndim == 2 and z.shape[1] == z_dim: return z
+    # not len(z), which would fix the number of latents in an exported network
+    if z.ndim == 2 and z.shape[1] == z_dim and z.shape[0] != 0: return z
     raise ValueError(f"{name}: expected latents (b, {z_dim}), got {tuple(z.shape)}")
 
 # %% ../../nbs/401_zoo.dcgan.ipynb #66783952
@@ -95,6 +96,7 @@ def forward(self:SNGenerator,
 ) -> torch.Tensor: # pictures (b, channels, size, size) in [-1, 1]
     "Pictures from latents; `TypeError` or `ValueError` for anything else."
     check_latents(z, "SNGenerator", self.z_dim)
+    check_dtype(z, self, "latents")
     # shape, not len: exporters keep it free
     h = self.blocks(self.linear(z).view(z.shape[0], -1, 4, 4))
     return torch.tanh(self.conv(F.relu(self.bn(h))))
@@ -147,6 +149,7 @@ def forward(self:SNDiscriminator,
 ) -> torch.Tensor: # logits (b,)
     "Logits of pictures; `TypeError` or `ValueError` for anything else."
     check_images(x, "SNDiscriminator", self.channels, self.size, None)
+    check_dtype(x, self, "pictures")
     return self.linear(F.relu(self.blocks(x)).sum((2,3)))[:,0]
 
 # %% ../../nbs/401_zoo.dcgan.ipynb #82c4b56a

@@ -29,7 +29,7 @@ class SRResNet(nn.Module):
     """Restorer `(b, channels, h, w)` to `(b, channels, scale*h, scale*w)`, both in [-1, 1]: conv, `n_blocks`
     residual blocks, pixel shuffles, two convs, plus the bilinearly enlarged input.
     """
-    @door(width=whole(1), n_blocks=whole(0), scale=one_of(1, 2, 3, 4), channels=whole(1))
+    @door(width=whole(1), n_blocks=whole(0, 1000), scale=one_of(1, 2, 3, 4), channels=whole(1))
     def __init__(self,
         width:int=64, # channels everywhere
         n_blocks:int=16, # residual blocks
@@ -56,7 +56,7 @@ def forward(self:SRResNet,
     x:torch.Tensor, # pictures (b, channels, h, w)
 ) -> torch.Tensor: # (b, channels, scale*h, scale*w)
     "Enlarge pictures; `ValueError` for other channels."
-    x = check_sides(x, "SRResNet", self.channels)
+    x = check_sides(x, "SRResNet", self.channels, net=self)
     if self.unit_range: x = (x+1)/2
     h = self.last(self.lrelu(self.hr(self.ups(self.body(self.lrelu(self.first(x)))))))
     y = h + (F.interpolate(x, scale_factor=self.scale, mode="bilinear") if self.scale > 1 else x)
@@ -78,7 +78,7 @@ class UNetRestorer(nn.Module):
     its input. Two 3x3 convolutions a level, average pooling down, nearest enlargement and a convolution up,
     skips (U-Net, arXiv 1505.04597, in small).
     """
-    @door(width=whole(1), n_downs=whole(1), channels=whole(1), level_blocks=whole(0))
+    @door(width=whole(1), n_downs=whole(1, 30), channels=whole(1), level_blocks=whole(0, 1000))
     def __init__(self,
         width:int=16, # channels at full resolution; twice as many a level down
         n_downs:int=2, # halvings
@@ -100,7 +100,7 @@ def forward(self:UNetRestorer,
     x:torch.Tensor, # pictures (b, channels, h, w)
 ) -> torch.Tensor: # of the same size
     "Repair pictures; `ValueError` for other channels."
-    h, w = check_sides(x, "UNetRestorer", self.channels).shape[2:]
+    h, w = check_sides(x, "UNetRestorer", self.channels, net=self).shape[2:]
     k = 2**len(self.up)
     y, skips = F.pad(x, (0, -w % k, 0, -h % k), mode="replicate"), []
     for i,f in enumerate(self.encode):

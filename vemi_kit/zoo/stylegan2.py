@@ -10,7 +10,7 @@ import math
 import torch
 from fastcore.all import patch, store_attr
 from torch import nn
-from ..core import check_images, check_net, generator
+from ..core import check_dtype, check_images, check_net, generator
 from ..doors import door, one_of, real, whole
 from .dcgan import check_latents, n_doublings
 from .stylegan2_layers import DiscBlock, EqualConv, EqualLinear, StyledConv, ToRGB
@@ -21,7 +21,7 @@ class StyleGAN2Generator(nn.Module):
     """StyleGAN2 generator (skip architecture, config F), latents `(b, z_dim)` to pictures `(b, channels,
     size, size)` (Karras et al. 2020, arXiv 1912.04958).
     """
-    @door(size=whole(8), channels=whole(1), z_dim=whole(1), n_mapping=whole(0))
+    @door(size=whole(8), channels=whole(1), z_dim=whole(1), n_mapping=whole(0, 1000))
     @door(lr_mapping=real(0, above=True), multiplier=whole(1), noise=one_of("auto","fresh","stored"))
     def __init__(self,
         size:int=256, # side of the picture: 8, 16, 32, ...
@@ -67,7 +67,7 @@ def map(self:StyleGAN2Generator,
     z:torch.Tensor, # (b, z_dim), standard normal
 ) -> torch.Tensor: # w (b, z_dim)
     "From latents z to latents w; `TypeError` or `ValueError` for anything else."
-    w = pixel_norm(check_latents(z, "StyleGAN2Generator", self.z_dim))
+    w = pixel_norm(check_dtype(check_latents(z, "StyleGAN2Generator", self.z_dim), self, "latents"))
     for layer in self.mapping: w = lrelu(layer(w))
     return w
 
@@ -294,6 +294,6 @@ def forward(self:StyleGAN2Discriminator,
     x:torch.Tensor, # pictures (b, channels, size, size); b at most `group`, or a multiple of it
 ) -> torch.Tensor: # logits (b,)
     "Logits of pictures; `TypeError` or `ValueError` for other shapes or batches."
-    check_images(x, "StyleGAN2Discriminator", self.channels, self.size, None)
+    check_dtype(check_images(x, "StyleGAN2Discriminator", self.channels, self.size, None), self, "pictures")
     x = lrelu(self.conv(minibatch_std(self.blocks(lrelu(self.from_rgb(x))), self.group)))
     return self.linear2(lrelu(self.linear1(x.flatten(1))))[:,0]

@@ -10,7 +10,7 @@ import torch
 from collections.abc import Callable
 from fastcore.all import patch
 from torch import nn
-from ..core import check_images
+from ..core import check_dtype, check_images
 from ..doors import door, real, whole
 
 # %% ../../nbs/402_zoo.translators.ipynb #f9fa2445
@@ -37,9 +37,11 @@ def check_sides(
     channels:int, # expected c
     multiple:int=1, # h and w must be multiples of it ...
     least:int=1, # ... and at least this
+    net:nn.Module|None=None, # whose weights have the expected precision
 ) -> torch.Tensor: # x, unchanged
     "Return `x` if its channels and sides fit a network; `TypeError` or `ValueError` otherwise."
     check_images(x, name, channels=channels, value_range=None)
+    if net is not None: check_dtype(x, net, "pictures")
     h, w = x.shape[2:]
     if any(d % multiple or d < least for d in (h, w)):
         raise ValueError(
@@ -100,7 +102,7 @@ class ResNetGenerator(nn.Module):
     """Translator `(b, c_in, h, w)` to `(b, c_out, h, w)` in [-1, 1], h and w multiples of 4: c7s1-w, d2w,
     d4w, `n_blocks` residual blocks, u2w, uw, c7s1 (arXiv 1703.10593, section 7.2).
     """
-    @door(width=whole(1), n_blocks=whole(0), c_in=whole(1), c_out=whole(1), dropout=real(0, 1))
+    @door(width=whole(1), n_blocks=whole(0, 1000), c_in=whole(1), c_out=whole(1), dropout=real(0, 1))
     def __init__(self,
         width:int=64, # channels at full resolution; 4 times as many in the blocks
         n_blocks:int=9, # residual blocks
@@ -130,7 +132,7 @@ def forward(self:ResNetGenerator,
     x:torch.Tensor, # pictures (b, c_in, h, w)
 ) -> torch.Tensor: # (b, c_out, h, w) in [-1, 1]
     "Translate pictures; `ValueError` for other channels or sides."
-    h = self.stem(check_sides(x, "ResNetGenerator", self.c_in, 4, 8))
+    h = self.stem(check_sides(x, "ResNetGenerator", self.c_in, 4, 8, net=self))
     return self.head(self.up2(self.up1(self.blocks(self.down2(self.down1(h))))))
 
 # %% ../../nbs/402_zoo.translators.ipynb #041015ba
@@ -138,8 +140,8 @@ class UNetGenerator(nn.Module):
     """Translator `(b, c_in, h, w)` to `(b, c_out, h, w)` in [-1, 1], h and w multiples of `2**n_downs`; 4x4
     convolutions of stride 2 (arXiv 1611.07004, section 6.1).
     """
-    @door(width=whole(1), n_downs=whole(2), c_in=whole(1), c_out=whole(1))
-    @door(dropout=real(0, 1), level_blocks=whole(0))
+    @door(width=whole(1), n_downs=whole(2, 30), c_in=whole(1), c_out=whole(1))
+    @door(dropout=real(0, 1), level_blocks=whole(0, 1000))
     def __init__(self,
         width:int=64, # channels of the first level; they double up to 8 times that
         n_downs:int=8, # halvings: 8 for 256 pixels, 7 for 128
@@ -202,7 +204,7 @@ def forward(self:UNetGenerator,
     x:torch.Tensor, # pictures (b, c_in, h, w)
 ) -> torch.Tensor: # (b, c_out, h, w) in [-1, 1]
     "Translate pictures; `ValueError` for other channels, or sides that cannot be halved `n_downs` times."
-    h, skips = check_sides(x, "UNetGenerator", self.c_in, 2**len(self.downs)), []
+    h, skips = check_sides(x, "UNetGenerator", self.c_in, 2**len(self.downs), net=self), []
     for down in self.downs:
         h = down(h)
         skips.append(h)
@@ -215,7 +217,7 @@ class PatchGAN(nn.Module):
     """Discriminator `(b, channels, h, w)` to logits `(b, 1, h', w')`, h' = h // 2**n_layers - 2; each sees
     70 pixels at 3 layers (arXiv 1611.07004, section 6.1.2).
     """
-    @door(width=whole(1), n_layers=whole(1), channels=whole(1))
+    @door(width=whole(1), n_layers=whole(1, 30), channels=whole(1))
     def __init__(self,
         width:int=64, # channels of the first layer; they double up to 8 times that
         n_layers:int=3, # halvings
@@ -239,4 +241,4 @@ def forward(self:PatchGAN,
     x:torch.Tensor, # pictures (b, channels, h, w)
 ) -> torch.Tensor: # logits (b, 1, h', w')
     "A map of logits; `ValueError` for other channels or pictures without room for one logit."
-    return self.layers(check_sides(x, "PatchGAN", self.channels, least=3*2**self.n_layers))
+    return self.layers(check_sides(x, "PatchGAN", self.channels, least=3*2**self.n_layers, net=self))
