@@ -6,7 +6,8 @@ from vemi_kit.study.combinations import CRITIC_METHODS, KINDS, Same, critic_sett
 from vemi_kit.core import set_seed
 from vemi_kit.callbacks import Callback, History
 from vemi_kit.distill import distill
-from vemi_kit.methods.base import Objective, known_methods
+from vemi_kit.methods.base import Objective
+from vemi_kit.methods.formula import known_methods
 from vemi_kit.methods.cagc import contrast_mask
 from vemi_kit.pruning import prune
 from vemi_kit.zoo.dcgan import SNDiscriminator

@@ -167,7 +167,8 @@ import os, sys, time, torch
 from pathlib import Path
 from torch import nn
 from vemi_kit.core import set_seed
-from vemi_kit.callbacks import Averaged, Callback
+from vemi_kit.averages import Averaged
+from vemi_kit.callbacks import Callback
 from vemi_kit.data.batches import Latents
 from vemi_kit.distill import distill
 from vemi_kit.methods.base import Objective

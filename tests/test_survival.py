@@ -15,10 +15,11 @@ import sys, time, torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from vemi_kit.core import set_seed
-from vemi_kit.callbacks import Averaged, Callback
+from vemi_kit.averages import Averaged
+from vemi_kit.callbacks import Callback
 from vemi_kit.data.batches import Batches, Latents
 from vemi_kit.distill import distill
-from vemi_kit.methods.base import Objective
+from vemi_kit.phases import read_phases
 out, formula, kind, n_steps, every = sys.argv[1:4] + [int(v) for v in sys.argv[4:6]]
 
 class Net(nn.Module):
@@ -39,11 +40,11 @@ set_seed(0)
 teacher, student, disc = Net(16), Net(4), nn.Sequential(nn.Flatten(), nn.Linear(64,1), nn.Flatten(0))
 data = dict(latents=lambda: Latents(8,16), batches=lambda: Batches(torch.randn(60,8), 16),
     loader=lambda: DataLoader(Noisy(), 16, shuffle=True, drop_last=True))[kind]()
-names = [t.split("*")[-1].strip() for t in formula.split("+")]
-methods = Objective(formula, **{"adversarial": dict(discriminator=disc)} if "adversarial" in names else {})
+names = {n for p in read_phases(formula) for n in p.names}
+settings = {"adversarial": dict(discriminator=disc)} if "adversarial" in names else {}
 print("ready", flush=True)
 kw = dict(out=out, resume=True, every=every, n_steps=n_steps, device="cpu", progress=False, log_every=3)
-run = distill(teacher, student, data, methods, callbacks=[Averaged(.9), Slow()], **kw)
+run = distill(teacher, student, data, formula, callbacks=[Averaged(.9), Slow()], settings=settings, **kw)
 torch.save(dict(student=student.state_dict(), average=run[Averaged].net.state_dict()), out + "/end.pt")
 """
 FORMULAS = ["l1", "l1 + vem", "l2 + vid + vem", "l1 + crd", "l1 + 0.05*adversarial", "ssim + features"]
@@ -85,9 +86,10 @@ def killed_then_finished(folder, rng, *args, n_kills=1, **kw):
 
 
 def test_three_kills(tmp_path):
-    "SIGKILL at three random moments: weights, average and history as those of the run that was left alone."
-    whole = finished(tmp_path/"whole")
-    same(whole, killed_then_finished(tmp_path/"killed", random.Random(0), n_kills=3))
+    "SIGKILL at three random moments of two phases: weights, average and history as if it had been left alone."
+    phases = "l1 + vem for 50%, then l1 + vem + 0.05*adversarial at 50%"
+    whole = finished(tmp_path/"whole", phases)
+    same(whole, killed_then_finished(tmp_path/"killed", random.Random(0), phases, n_kills=3))
 
 
 @pytest.mark.slow

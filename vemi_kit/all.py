@@ -56,6 +56,7 @@ from .nats.peers import *
 from .nats.vem import *
 from .nats.measure import *
 from .methods.reader import *
+from .methods.formula import *
 from .methods.base import *
 from .methods.taps import *
 from .methods.l1 import *
@@ -74,8 +75,14 @@ from .methods.dcd import *
 from .methods.moments import *
 from .preflight import *
 from .callbacks import *
-from .distill import *
+from .averages import *
 from .cache import *
+from .optimiser import *
+from .phases import *
+from .budget import *
+from .recipes import *
+from .distiller import *
+from .distill import *
 from .deploy.folder import *
 from .deploy.trace import *
 from .deploy.program import *
@@ -106,6 +113,7 @@ from .study.tuning import *
 from .study.combinations import *
 from .study.command import *
 from .study.demo import *
+from .study.recipes import *
 from .ship.inputs import *
 from .ship.student import *
 from .ship.report import *

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'CRITIC_METHODS', 'Same', 'Unpaired', 'Both', 'warm_up', 'un
            'unpaired_kind', 'restoration', 'teacher_bank', 'critic_settings', 'combination_run', 'combination_plan',
            'combinations', 'combination_table']
 
-# %% ../../nbs/919_study.combinations.ipynb #1d1593d4
+# %% ../../nbs/919_study.combinations.ipynb #8b48083a
 import copy, importlib
 import torch
 from collections.abc import Iterable
@@ -27,7 +27,8 @@ from ..zoo.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from ..zoo.stylegan2_training import train_stylegan2
 from ..students import shrink, with_width
 from ..methods.reader import Reader
-from ..methods.base import Objective, formula_terms, known_methods
+from ..methods.formula import formula_terms, known_methods
+from ..methods.base import Objective
 from ..callbacks import Clock, History
 from ..distill import Distiller
 from ..enhance.crops import Crops

@@ -6,7 +6,7 @@
 __all__ = ['find_workloads', 'find_configs', 'check_rate', 'read_seeds', 'check_counts', 'plan_runs', 'check_judge', 'check_run',
            'check_plan', 'key_runs', 'find_reference', 'timed_runs', 'compare']
 
-# %% ../../nbs/917_study.comparison.ipynb #64d4a34c
+# %% ../../nbs/917_study.comparison.ipynb #6a273f36
 import importlib, itertools, json, math, sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,6 +14,8 @@ from pathlib import Path
 from torch import nn
 from ..core import check_number, default_device, plain_value, set_seed
 from ..files import weights_hash
+from ..phases import least_steps
+from ..recipes import find_recipe
 from ..runs import own_randomness
 from ..metrics.features import Extractor
 from .judge import find_features, shared_weights
@@ -105,7 +107,7 @@ def check_judge(
         advice = "judge by other features (judge='imagenet', --judge imagenet), or give the method others"
         raise ValueError(f"the method holds weights of its judge {judge.name}, such as {shared[0]}; {advice}")
 
-# %% ../../nbs/917_study.comparison.ipynb #b97bdab0
+# %% ../../nbs/917_study.comparison.ipynb #df79bd7a
 def _step_once(workload, spec):
     "One step of a run with untrained networks."
     set_seed(0)
@@ -113,8 +115,9 @@ def _step_once(workload, spec):
     top = nets["teacher"].config["width"] if hasattr(nets["teacher"], "config") else math.inf
     if not 1 <= spec["width"] <= top:
         raise ValueError(f"a width from 1 to {top}, the teacher's, is expected, got {spec['width']}")
-    run, *_ = student_run(workload, nets, {**spec, "steps": 1, "seconds": None})
-    check_judge(run.objective, find_features(spec.get("judge"), workload))
+    steps = least_steps(find_recipe(spec["formula"]).parts)
+    run, *_ = student_run(workload, nets, {**spec, "steps": steps, "seconds": None, "cache": False})
+    for s in run.stages: check_judge(s.objective, find_features(spec.get("judge"), workload))
 
 # %% ../../nbs/917_study.comparison.ipynb #b97bdabf
 @own_randomness()

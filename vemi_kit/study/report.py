@@ -6,13 +6,13 @@
 __all__ = ['MEASURES', 'ABOUT', 'heading', 'spread', 'labelled', 'grouped', 'finished', 'compare_table', 't_quantile', 'Paired',
            'paired', 'effects', 'verdict', 'verdict_table', 'sign_table']
 
-# %% ../../nbs/914_study.report.ipynb #519c7c33
+# %% ../../nbs/914_study.report.ipynb #5da1af49
 import itertools, json, math, statistics
 import torch
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ..show import table
-from ..methods.base import formula_terms
+from ..methods.formula import formula_terms
 
 # %% ../../nbs/914_study.report.ipynb #270749a2
 MEASURES = dict(  # name: (heading, +1 if more is better, decimals)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_SHOWN', 'N_COURSE', 'student_run', 'vital_signs', 'to_levels', 'compare_run', 'is_done', 'check_folder', 'run_all']
 
-# %% ../../nbs/916_study.runner.ipynb #e7b0f6b3
+# %% ../../nbs/916_study.runner.ipynb #7e57ee9a
 import importlib, json, math, multiprocessing, os, signal, statistics, sys, threading, time
 import torch
 from collections.abc import Callable, Iterable
@@ -20,18 +20,22 @@ from ..runs import own_randomness, writable_folder
 from ..data.batches import Batches
 from ..costs import count_macs, count_params
 from ..timing import latency, machine_text, torch_threads
-from ..methods.base import Objective
-from ..callbacks import Averaged, Clock, History, Progress
+from ..callbacks import Clock, History, Progress
+from ..averages import Averaged
+from ..recipes import find_recipe
 from ..distill import Distiller
 from .judge import HeldOut, Judge
 from .workloads import Workload
 from .configs import merged
 
-# %% ../../nbs/916_study.runner.ipynb #78376af8
-def _source(workload, teacher, objective, seed, pool):
-    "Teacher and batches of a run; a method on the teacher's features needs the teacher, not its cache."
-    if pool is None: return teacher, workload.data(seed)
-    return teacher if objective.inside else pool[1], Batches(pool[0], workload.batch_size, seed)
+# %% ../../nbs/916_study.runner.ipynb #6bd1a7ee
+def _settings(workload, nets, spec):
+    "Arguments of the methods that the run has."
+    parts = find_recipe(spec["formula"]).parts
+    if spec.get("seconds") is not None and len(parts) > 1:
+        raise ValueError(f"{spec['formula']!r} has phases, which share steps; give steps, not seconds")
+    given = merged(workload.settings(nets), dict(vem=dict(seed=spec["seed"])), spec["settings"])
+    return {n: given[n] for p in parts for n in p.names if n in given}
 
 def _budget(spec, clock):
     "Arguments of the `Distiller` for a budget of steps, or of the clock's seconds."
@@ -40,27 +44,27 @@ def _budget(spec, clock):
     falling = clock.cosine(spec["lr"], spec["lr"]/50)
     return dict(n_steps=10**7, log_every=every, plan={"student.lr": falling})
 
-# %% ../../nbs/916_study.runner.ipynb #aca6fc53
+# %% ../../nbs/916_study.runner.ipynb #4be07163
 @own_randomness()
 def student_run(
     workload:Workload, # what is made small
     nets:dict, # its trained networks
-    spec:dict, # formula, settings, lr, width, seed, steps, and for a budget of time seconds
+    spec:dict, # formula, settings, lr, width, seed, steps, for a budget of time seconds, and perhaps cache
     callbacks:Iterable=(), # further ones
     pool:tuple|None=None, # inputs and the teacher's pictures for them, a `TeacherCache`; None: new inputs
 ) -> tuple: # the finished `Distiller`, its Clock, its Averaged
-    "Train one student; its averaged weights are in the `Averaged`."
+    "Train one student. It ends as the average of its weights; `last` of the run has the last ones."
     teacher, seed = nets["teacher"], spec["seed"]
     device = next(teacher.parameters()).device
     set_seed(seed)
     student = workload.student(teacher, spec["width"]).to(device)
-    settings = merged(workload.settings(nets), dict(vem=dict(seed=seed)), spec["settings"])
-    objective = Objective(spec["formula"], **settings)
-    source, data = _source(workload, teacher, objective, seed, pool)
-    clock, averaged = Clock(spec.get("seconds")), Averaged(workload.decay)
-    kw = dict(lr=spec["lr"], seed=seed, device=device, value_range=workload.value_range)
-    kw.update(_budget(spec, clock), callbacks=[History(), averaged, clock, *callbacks])
-    return Distiller(source, student, objective, data, **kw).fit(), clock, averaged
+    data = workload.data(seed) if pool is None else Batches(pool[0], workload.batch_size, seed)
+    clock, cache = Clock(spec.get("seconds")), spec.get("cache", pool and pool[1])
+    kw = dict(lr=spec["lr"], seed=seed, device=device, value_range=workload.value_range, ema=workload.decay)
+    kw.update(_budget(spec, clock), callbacks=[History(), clock, *callbacks], cache=cache)
+    kw["settings"] = _settings(workload, nets, spec)
+    run = Distiller(teacher, student, spec["formula"], data, **kw).fit()
+    return run, clock, run[Averaged]
 
 # %% ../../nbs/916_study.runner.ipynb #1cf97aaa
 def vital_signs(
@@ -99,20 +103,26 @@ def _course(judge, spec):
     bar = Progress(f"{spec['formula']}, seed {spec['seed']}", keys=("l1", "vid", "vem/gap"))
     return [HeldOut(x, t, max(1, spec["steps"]//20)), *([] if multiprocessing.parent_process() else [bar])]
 
-# %% ../../nbs/916_study.runner.ipynb #57a4220f
+# %% ../../nbs/916_study.runner.ipynb #c8b14246
 def to_levels(
     x:torch.Tensor, # pictures in [-1, 1]
 ) -> list: # nested lists of 0..255
     "Pictures as a line can keep them."
     return ((x+1)*127.5).round().int().tolist()
 
+def _told(run):
+    "Notes of a run, and the seconds in which it computed its teacher's answers, if it did so itself."
+    own = "cache" in run.told and run.memory is not run.cache
+    notes = {k: v for k,v in run.notes().items() if k != "average"}
+    return dict(notes=notes, **(dict(prepared=run.prepared) if own else {}))
+
 def _course_of(run, judge, spec):
     "What such a line also keeps: history, held-out figures and some pictures, as numbers of 8 bits."
     if not spec.get("course"): return {}
-    s = judge.pictures(run.student, judge.inputs[:N_SHOWN])
+    s = judge.pictures(run.last, judge.inputs[:N_SHOWN])
     return dict(history=run[History].rows, held_out=run[HeldOut].rows, pictures=to_levels(s))
 
-# %% ../../nbs/916_study.runner.ipynb #0e160560
+# %% ../../nbs/916_study.runner.ipynb #4fe0f772
 def compare_run(
     cls:type, # class of the workload
     folder:str|Path, # of teachers
@@ -123,13 +133,13 @@ def compare_run(
     given = [spec.get(k, no) for k,no in (("certified", 0), ("pool", 0), ("judge", None))]
     stage = _stage(cls, str(folder), str(device), *given)
     workload, nets, judge, pool = stage
-    run, clock, averaged = student_run(workload, nets, spec, _course(judge, spec), pool)
+    run, clock, _ = student_run(workload, nets, spec, _course(judge, spec), pool)
     start = time.perf_counter()
     line = dict(
         spec, steps_done=run.step, seconds_used=clock.used, wall=clock.wall,
-        figures=judge(averaged.net), last=judge(run.student, certify=False),
-        signs=vital_signs(run[History].rows), notes=run.objective.notes(),
-        **_costs(averaged.net, judge.inputs[:1].to(device)), **_course_of(run, judge, spec))
+        figures=judge(run.student), last=judge(run.last, certify=False),
+        signs=vital_signs(run[History].rows), **_told(run),
+        **_costs(run.student, judge.inputs[:1].to(device)), **_course_of(run, judge, spec))
     about = dict(floor=judge.teacher_scores, protocols=judge.protocols, machine=machine_text(device))
     return dict(line, judged_in=time.perf_counter()-start, **about)
 
