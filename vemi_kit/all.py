@@ -52,6 +52,7 @@ from .nats.annealing import *
 from .nats.tilted import *
 from .nats.bounds import *
 from .nats.denoise import *
+from .nats.certify import *
 from .nats.peers import *
 from .nats.vem import *
 from .nats.measure import *

@@ -18,6 +18,7 @@ from ..files import load_nets, net_names, read_config, write_text
 from ..data.folders import ImageFolder, PairedFolder
 from .tasks import TASKS
 from .bounds import certify_pairs, plot_sandwich
+from .certify import certify
 from .peers import format_mi_table, mi_table
 
 # %% ../../nbs/532_nats.measure.ipynb #5ee0bb11
@@ -86,6 +87,16 @@ def folder_pairs(
 # %% ../../nbs/532_nats.measure.ipynb #fa2d5633
 MOST_NUMBERS = 4096
 
+def _check_room(t, s):
+    "Raise `ValueError` for too many numbers or too few pairs."
+    check_pairs(t, s, "measure_pairs")
+    shape, d = tuple(t.shape[1:]), t[0].numel()
+    if d > MOST_NUMBERS:
+        most = f"at most {MOST_NUMBERS:,} expected; pass --size to scale the pictures down"
+        raise ValueError(f"measure_pairs: {shape} are {d:,} numbers, {most}")
+    if len(t) < 200:
+        raise ValueError(f"measure_pairs: at least 200 pairs expected (half of them to fit), got {len(t)}")
+
 def measure_pairs(
     t:torch.Tensor, # pairs (n, ...)
     s:torch.Tensor, # their conditions (n, ...)
@@ -98,21 +109,24 @@ def measure_pairs(
     """`certify_pairs` within what a command can do: `ValueError` for too many numbers, too few pairs, or
     levels below 1; else as `core.check_pairs`.
     """
-    check_pairs(t, s, "measure_pairs")
-    shape, d = tuple(t.shape[1:]), t[0].numel()
-    if d > MOST_NUMBERS:
-        most = f"at most {MOST_NUMBERS:,} expected; pass --size to scale the pictures down"
-        raise ValueError(f"measure_pairs: {shape} are {d:,} numbers, {most}")
-    if len(t) < 200:
-        raise ValueError(f"measure_pairs: at least 200 pairs expected (half of them to fit), got {len(t)}")
+    _check_room(t, s)
     return certify_pairs(t, s, noise_floor, levels, seed, device=device, **kw)
 
 # %% ../../nbs/532_nats.measure.ipynb #40d80db7
-def _draw_report(path, title, levels, curve, truth):
-    "The sandwich as a picture, cropped around the last lower value."
+def _draw_report(path, title, levels, curve, truth, denoised=None):
+    "The sandwich and the denoiser's value as a picture, cropped around the certified values."
     import matplotlib.pyplot as plt
-    ax, c = plot_sandwich(levels, curve, truth), curve[-1]
-    mid, half = c.lower.mean, max(abs(c.upper.mean-c.lower.mean), abs(c.lower.mean-c.base.mean), 1e-3)
+    _, ax = plt.subplots(figsize=(5,3), layout="constrained")
+    if curve: plot_sandwich(levels, curve, truth, ax)
+    elif truth is not None: ax.axhline(truth, color="k", lw=.8, ls=":", label="truth")
+    seen = [e.mean for c in curve[-1:] for e in (c.lower, c.upper, c.base)]
+    if denoised:
+        ends = [denoised.mean + 2*k*denoised.se for k in (-1,1)]
+        ax.axhspan(*ends, alpha=.3, color="C3", label="denoiser (certified)")
+        ax.legend(fontsize=8)
+        seen += ends
+    mid = seen[0]
+    half = max(max(abs(v-mid) for v in seen), 1e-3)
     ax.set_title(title, fontsize=9)
     ax.set_ylim(mid-1.5*half, mid+1.5*half)
     ax.figure.savefig(path, dpi=110)
@@ -126,6 +140,7 @@ def report_bound(
     curve:list, # `Sandwich` for each
     truth:float|None, # nats, if known
     settings:dict, # command, seed, noise floor, numbers of pairs
+    certificate:object=None, # a `Certificate`, which says what is reported; None: the last of `curve`
 ) -> str: # what to print
     "Write bound.json and bound.png, and return the text."
     out = Path(out)
@@ -133,18 +148,22 @@ def report_bound(
     what, known = "E[log p(t~|s)] = -H(T~|S)", f"noise floor {settings['noise_floor']:g} (image units)"
     if truth is not None: what, known = "I(T;S)", f"truth {truth:.3f} nats"
     found = dict(levels=list(levels), sandwiches=[c.to_dict() for c in curve])
+    if certificate: found["certificate"] = certificate.to_dict()
     data = dict(name=name, quantity=what, truth=truth, **settings, **found)
     write_text(out/"bound.json", json.dumps(data, indent=1))
-    _draw_report(out/"bound.png", f"{name}: {what}", levels, curve, truth)
-    return f"{name}: values for {what}\n{known}\n{curve[-1]}"
+    denoised = certificate and certificate.found.get("denoiser")
+    _draw_report(out/"bound.png", f"{name}: {what}", levels, curve, truth, denoised)
+    return f"{name}: values for {what}\n{known}\n{certificate or curve[-1]}"
 
 # %% ../../nbs/532_nats.measure.ipynb #60bb7e19
-def _measure(t, s, floor, name, truth=None, *, levels, steps, seed, device, out, **known):
+def _measure(t, s, floor, name, truth=None, *, levels, steps, seed, device, out, by, **known):
     "Measure pairs, write the report and print it."
     curve_levels = tuple(sorted({1, *(n for n in (10,30) if n < levels), levels}))
-    curve, _ = measure_pairs(t, s, floor, curve_levels, seed, device=device, n_steps=steps, **known)
+    _check_room(t, s)
+    fit = dict(chain=dict(n_steps=steps), denoise=dict(n_steps=5*steps))
+    found = certify(t, s, floor, by, curve_levels, seed, device=device, **fit, **known)
     settings = dict(noise_floor=floor, seed=seed, pairs=len(t), command=command_line())
-    print(report_bound(out, name, curve_levels, curve, truth, settings))
+    print(report_bound(out, name, curve_levels, found.curve, truth, settings, found))
     print(f"Report: {Path(out)/'bound.json'}, {Path(out)/'bound.png'}")
 
 # %% ../../nbs/532_nats.measure.ipynb #2a775442
@@ -160,7 +179,8 @@ def bound_task(
     seed:int=0, # of everything
     out:str="vemi_bound_report", # folder of picture and JSON
     levels:int=100, # of the reported sandwich
-    steps:int=200, # training steps of the tilt
+    steps:int=200, # training steps of the tilt; five times as many of the denoiser
+    by:Literal["best","chain","denoiser"]="best", # best: decided on validation pairs
     device:str|None=None, # cpu, cuda, mps; the best there is by default
 ):
     "A task with a known answer."
@@ -168,7 +188,8 @@ def bound_task(
     device, task = default_device(device), TASKS[name]
     t, s = task.sample(n, generator(1000+seed))
     known = dict(h_t=task.h_t, log_p=task.log_p, torus=task.torus)
-    _measure(t, s, 0., name, task.mi, levels=levels, steps=steps, seed=seed, device=device, out=out, **known)
+    known.update(levels=levels, steps=steps, seed=seed, device=device, out=out, by=by)
+    _measure(t, s, 0., name, task.mi, **known)
 
 # %% ../../nbs/532_nats.measure.ipynb #9fcab4ca
 def _check_floor(noise_floor):
@@ -190,7 +211,8 @@ def bound_pairs(
     seed:int=0, # of everything
     out:str="vemi_bound_report", # folder of picture and JSON
     levels:int=100, # of the reported sandwich
-    steps:int=200, # training steps of the tilt
+    steps:int=200, # training steps of the tilt; five times as many of the denoiser
+    by:Literal["best","chain","denoiser"]="best", # best: decided on validation pairs
     device:str|None=None, # cpu, cuda, mps; the best there is by default
 ):
     "Two folders of pictures under equal names."
@@ -198,7 +220,7 @@ def bound_pairs(
     _check_options(size=size, levels=levels, steps=steps)
     device, (t, s) = default_device(device), folder_pairs(teacher, student, size, channels)
     name = _both(teacher, student)
-    _measure(t, s, noise_floor, name, levels=levels, steps=steps, seed=seed, device=device, out=out)
+    _measure(t, s, noise_floor, name, levels=levels, steps=steps, seed=seed, device=device, out=out, by=by)
 
 # %% ../../nbs/532_nats.measure.ipynb #ce38565b
 def _inputs(teacher, data, size, channels, n, seed):
@@ -223,7 +245,8 @@ def bound_nets(
     seed:int=0, # of everything
     out:str="vemi_bound_report", # folder of picture and JSON
     levels:int=100, # of the reported sandwich
-    steps:int=200, # training steps of the tilt
+    steps:int=200, # training steps of the tilt; five times as many of the denoiser
+    by:Literal["best","chain","denoiser"]="best", # best: decided on validation pairs
     device:str|None=None, # cpu, cuda, mps; the best there is by default
 ):
     "Two saved networks on the same inputs."
@@ -233,7 +256,7 @@ def bound_nets(
     nets = [load_saved(*f).to(device) for f in files]
     t, s = network_pairs(*nets, _inputs(nets[0], data, size, channels, n, seed))
     name = _both(teacher, student)
-    _measure(t, s, noise_floor, name, levels=levels, steps=steps, seed=seed, device=device, out=out)
+    _measure(t, s, noise_floor, name, levels=levels, steps=steps, seed=seed, device=device, out=out, by=by)
 
 # %% ../../nbs/532_nats.measure.ipynb #f437101c
 def bound_table(
