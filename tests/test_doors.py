@@ -6,9 +6,10 @@ most 2 % of the calls may end in an error that does not say which argument was w
 import functools, math, re, signal
 from contextlib import contextmanager
 from dataclasses import dataclass
-import pytest, torch
+import numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
+from vemi_kit.callbacks import History
 from vemi_kit.cache import TeacherCache
 from vemi_kit.costs import count_macs, count_params, layer_costs
 from vemi_kit.data.batches import Batches, Latents
@@ -253,7 +254,7 @@ DOORS = {
     "distill": (distil, dict(teacher=network(tamed), student=network(tamed), methods=choice("l1",
         "method|formula|term"),
         data=pictures(4, 1, 8, 8, size=False, names="batch|input|picture|s |t ", empty=True, scaled=False),
-            n_steps=whole(1, 1), lr=real(1e-3, 0),
+            n_steps=whole(1, 1), lr=real(1e-3, 0, none=True),
         seed=whole(0), device=choice("cpu", none=True), mixed_precision=choice("no", "precision"),
             log_every=whole(1, 1))),
     "Reader": (read, dict(batch=pictures(2, 1, 8, 8, scaled=False, size=False, finite=False, empty=False,
@@ -430,6 +431,23 @@ def test_odd_arguments(door):
     bad = [f"{door}({n}: {what}): {v}: {told}" for (n, what),(v,
         told) in found.items() if v in ("silent","hang")]
     assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize("term", [VEM, TiltedVEM])
+def test_whole_numbers_of_numpy_are_whole_numbers(term):
+    x = torch.rand(4, 1, 16, 16)*2 - 1
+    makes = [term.like(x, x, width=kind(2), seed=kind(3)) for kind in (int, np.int64, np.int32)]
+    energies = [m.tighten(x, x.flip(0)).energy_neg for m in makes]
+    assert energies[0] == energies[1] == energies[2]
+
+
+@pytest.mark.parametrize("callbacks, told", [
+    (3, "callbacks: expected list or tuple, got 3"), ([3], "callbacks: expected Callback, got 3"),
+    ([History(), History], "callbacks: expected Callback, got <class"),
+])
+def test_what_is_no_callback(callbacks, told):
+    x = torch.zeros(4,1,8,8)
+    with pytest.raises(TypeError, match=told): distil(teacher=tamed(), student=tamed(), data=x, callbacks=callbacks)
 
 
 def test_few_errors_are_obscure():

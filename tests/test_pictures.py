@@ -70,7 +70,8 @@ BAD = {
     "cut.png": (PNG[:len(PNG)//2], "cannot be decoded"), "cut.jpg": (JPEG[:len(JPEG)//2], "cannot be decoded"),
     "header_only.png": (PNG[:33], "cannot be decoded"), "flipped_bits.png": (PNG[:60] + b"\xff"*9 + PNG[69:], "cannot"),
     "no_width.png": (png(0, 5, b""), "cannot be decoded"), "huge_header.png": (png(60_000, 60_000, b""), "MAX_IMAGE"),
-    "large_header.png": (png(9_000, 9_000, b"\0"*99), "cannot be decoded"),
+    "large_header.png": (png(7_000, 7_000, b"\0"*99), "cannot be decoded"),
+    "large.png": (png(12_000, 14_000, bytes(14_000*1_501), 1, 0), "12000x14000 pixels are more than 64,000,000"),
     "animated.webp": (encoded(RGB, "WEBP", save_all=True, append_images=frames), "3 frames"),
     "animated.png": (encoded(RGB, "PNG", save_all=True, append_images=frames), "3 frames"),
     "pages.tif": (encoded(RGB, "TIFF", save_all=True, append_images=frames), "3 frames"),
@@ -187,4 +188,38 @@ def test_training_reads_or_names_each(corpus):
                 x = load_image(f, 3, convert=True)
         except ValueError as e: assert str(e).startswith(f"{f}: "), e
         else: assert x.shape[0] == 3 and x.isfinite().all() and x.abs().max() <= 1, f
-    with pytest.warns(UserWarning, match="no regular files"): assert image_files(corpus) == files
+    with pytest.warns(UserWarning, match="not regular files"): assert image_files(corpus) == files
+
+
+def test_a_small_file_of_many_pixels_is_not_decoded(tmp_path, monkeypatch):
+    "168 megapixels in 21 kB, of which Pillow only warns: refused from its header, unless the user says more."
+    (tmp_path/"large.png").write_bytes(BAD["large.png"][0])
+    (tmp_path/"small.png").write_bytes(PNG)
+    assert (tmp_path/"large.png").stat().st_size < 30_000
+    script = """
+import resource, sys
+from vemi_kit.data.folders import ImageFolder, PairedFolder, load_image
+from vemi_kit.enhance.files import read_picture
+from vemi_kit.nats.measure import vemi_bound
+folder, file = sys.argv[1], sys.argv[1] + "/large.png"
+most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+was = most()
+for read in (read_picture, load_image):
+    try: read(file)
+    except ValueError as e: assert "VEMI_KIT_MAX_PIXELS" in str(e) and file in str(e), e
+    else: raise AssertionError(read)
+for read in (lambda: ImageFolder(folder, 8), lambda: PairedFolder(folder, folder, 8)):
+    try: read()
+    except ValueError as e: assert "more than 64,000,000" in str(e), e
+    else: raise AssertionError(read)
+assert vemi_bound(["pairs", folder, folder, "--size", "8"]) == 1
+print(most() - was)
+"""
+    args = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)]
+    r = subprocess.run(args, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert r.returncode == 0 and "more than 64,000,000" in r.stderr, r.stderr
+    assert int(r.stdout.split()[-1]) < 60_000          # kB; decoded it is 168 MB, and 672 MB as numbers
+    monkeypatch.setenv("VEMI_KIT_MAX_PIXELS", "767")
+    with pytest.raises(ValueError, match="32x24 pixels are more than 767"): load_image(tmp_path/"small.png")
+    monkeypatch.setenv("VEMI_KIT_MAX_PIXELS", "768")
+    assert load_image(tmp_path/"small.png").shape == read_picture(tmp_path/"small.png").colour.shape == (3, 24, 32)

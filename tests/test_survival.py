@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from vemi_kit.core import DivergenceError, set_seed
 from vemi_kit.callbacks import Callback
+from vemi_kit.checkpoints import read_sealed
 from vemi_kit.data.batches import Batches
 from vemi_kit.distill import distill
 from vemi_kit.methods.base import Method, Objective
@@ -493,23 +494,56 @@ class Line(nn.Module):
     def forward(self, x): return self.conv(x)
 
 
+def later(good, bad): return lambda step: good if step < 8 else bad
+
+
 @pytest.mark.parametrize("what, student, kw", [
     ("the loss is over", Line, dict(
-        methods="l2", plan={"student.lr": lambda i: 10*1.5**i}, value_range=None)),
-    ("the student answers all inputs alike", lambda: net(2), dict(methods="tv", lr=1.)),
+        methods="l2", plan={"student.lr": lambda i: 1e-3 if i < 8 else 10*1.5**(i-8)}, value_range=None)),
+    ("the student answers all inputs alike", lambda: net(2), dict(
+        methods="tv", plan={"student.lr": later(1e-4, 1.)})),
     ("the chain is dead", lambda: net(2), dict(
-        methods=Objective("l1 + vem", vem=dict(step_size=1e-30, noise_std=0.)), lr=1e-3)),
+        methods="l1 + vem", plan={"vem.step_size": later(1., 1e-30), "vem.noise_std": later(.005, 0.)})),
+    ("the chain is dead, vem/clamped is 1", lambda: net(2), dict(
+        methods="l1 + vem", plan={"vem.step_size": later(1., 1e6)})),
+    ("the chain is far outside the pictures", lambda: net(2), dict(
+        methods=lambda: Objective("l1 + vem", vem=dict(clamp=None)), plan={"vem.step_size": later(1., 1e6)})),
 ])
 def test_guards(tmp_path, what, student, kw):
-    "Caught within 50 steps, with advice; the checkpoint is from before."
+    "Caught within 50 steps after 8 good ones, with advice; the checkpoint is whole, and of a step before."
     set_seed(0)
     x = torch.rand(12, 1, 8, 8)*2 - 1
+    weights = []
     class Steps(Callback):
-        n = 0
-        def after_step(self, figures): Steps.n = self.run.step
-    with pytest.raises((DivergenceError, FloatingPointError), match=what):
+        def after_step(self, figures):
+            weights.append({k: v.clone() for k, v in self.run.student.state_dict().items()})
+    if callable(kw["methods"]): kw = {**kw, "methods": kw["methods"]()}
+    with pytest.raises(DivergenceError, match=rf"{what}.*; (lower|change)"):
         kw = dict(n_steps=300, out=tmp_path, every=1, callbacks=[Steps()], **kw, **QUIET)
         distill(net(4), student(), Batches(x, 4), **kw)
-    assert Steps.n <= 50
-    path = tmp_path/"checkpoint.pt"
-    assert not path.exists() or torch.load(path, weights_only=True)["step"] < Steps.n - 5
+    assert 8 < len(weights) <= 58
+    state = read_sealed(tmp_path/"checkpoint.pt")
+    assert 8 <= state["step"] < len(weights) - 5
+    assert all(torch.equal(v, weights[state["step"]-1][k]) for k, v in state["student"].items())
+    assert all(v.isfinite().all() for v in state["student"].values())
+
+
+def test_a_guard_ends_the_process(tmp_path):
+    "A script without a word about errors: exit code 1, what to do on the last line, a checkpoint of before."
+    script = """
+import sys, torch
+from torch import nn
+from vemi_kit.core import set_seed
+from vemi_kit.data.batches import Batches
+from vemi_kit.distill import distill
+set_seed(0)
+net = lambda: nn.Conv2d(1, 1, 3, padding=1)
+plan = {"student.lr": lambda i: 1e-3 if i < 8 else 10*1.5**(i-8)}
+kw = dict(n_steps=300, every=1, value_range=None, device="cpu")
+distill(net(), net(), Batches(torch.rand(12, 1, 8, 8)*2 - 1, 4), "l2", plan=plan, out=sys.argv[1], **kw)
+"""
+    args = [sys.executable, "-c", script, str(tmp_path/"run")]
+    r = subprocess.run(args, capture_output=True, text=True, timeout=120)
+    last = r.stderr.strip().splitlines()[-1]
+    assert r.returncode == 1 and "DivergenceError: at step" in last and "lower the learning rate" in last, r.stderr
+    assert 8 <= read_sealed(tmp_path/"run/checkpoint.pt")["step"] < 50

@@ -14,6 +14,7 @@ from fastcore.all import patch
 from pathlib import Path
 from tqdm.auto import tqdm
 from .core import DivergenceError, check_number, check_path, frozen
+from .doors import kind_of
 from .files import write_text
 from .show import show_images
 from .checkpoints import not_finite, write_checkpoint
@@ -38,6 +39,7 @@ def name_callbacks(
     callbacks:list, # Callbacks
 ) -> dict: # Callbacks by name: History, History/1, ...
     "Names by class and order among those of one class, so that one more of another class does no harm."
+    for c in callbacks: kind_of(Callback)(c, "callbacks")
     kinds = [type(c).__name__ for c in callbacks]
     counts = [kinds[:i].count(k) for i,k in enumerate(kinds)]
     return {k + (f"/{n}" if n else ""): c for k,n,c in zip(kinds, counts, callbacks)}
@@ -236,7 +238,7 @@ def cosine(self:Clock,
 class Guard(Callback):
     """Raises `DivergenceError` when a run has gone wrong for `patience` steps: the loss is `explode` times
     what it was, the student's pictures differ among each other by less than `collapse` of what the teacher's
-    do, or a chain does not move (`drift`, `acceptance` or `clamped` of a method).
+    do, or a chain does not move or goes far outside the pictures (`drift`, `acceptance` or `clamped`).
     """
     def __init__(self,
         patience:int=30, # steps; a quarter of them for an exploding loss
@@ -276,6 +278,8 @@ def symptoms(self:Guard,
         advice = "lower the learning rate, or add a method that compares pictures, such as l1"
         found["student"] = "the student answers all inputs alike", advice
     for k,v in figures.items():
+        if k.endswith("/drift") and v > 10*max(x.abs().max().item() for x in self.run.answers):
+            found["chain"] = f"the chain is far outside the pictures, {k} is {v:.2g}", "lower its step_size"
         still = (k.endswith("/drift") and v < 1e-7) or (k.endswith("/acceptance") and v < .01)
         if still or (k.endswith("/clamped") and v > .99):
             advice = "change its step_size or noise_std, or the lr of its energy"

@@ -30,6 +30,7 @@ def set_seed(
     device:str|torch.device="cpu", # device of the returned generator
 ) -> torch.Generator:
     "Seed Python's, NumPy's and torch's global generators, and return a generator with the same seed."
+    seed = operator.index(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -67,7 +68,7 @@ def seeded(
     """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the GPUs too
-        if seed is not None: torch.default_generator.manual_seed(seed)
+        if seed is not None: torch.default_generator.manual_seed(operator.index(seed))
         yield
 
 # %% ../nbs/101_core.ipynb #5da6bd02

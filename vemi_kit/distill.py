@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn
 from . import callable_module
 from .core import check_finite, check_path, frozen
+from .doors import door, kind_of
 from .processes import exchange
 from .runs import calm_interrupt, one_writer, own_randomness, process_randomness
 from .runs import random_state, set_random_state, until_stopped
@@ -151,6 +152,7 @@ def load(self:Distiller,
         if k in self.named: self.named[k].load_state_dict(s)
 
 # %% ../nbs/710_distill.ipynb #0d98905d
+@door(callbacks=kind_of(list, tuple))
 def distill(
     teacher:nn.Module, # any module from a batch's inputs to pictures in [-1, 1]
     student:nn.Module, # trained in place

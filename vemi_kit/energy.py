@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from fastcore.all import patch
 from torch import nn
 from torch.nn.utils import parametrize
-from .core import check_number, frozen
+from .core import check_batch, check_number, frozen
 from .doors import check_size, door, one_of, whole
 
 # %% ../nbs/301_energy.ipynb #4b8e3186
@@ -198,10 +198,10 @@ def forward(self:EnergyNet,
     t:torch.Tensor, # teacher pictures (b, channels_t, h, w)
     s:torch.Tensor, # student pictures (b, channels_s, h, w)
 ) -> torch.Tensor: # (b,), float32 like the weights
-    "Energies of pairs; raises `ValueError` for other shapes."
+    "Energies of pairs; raises `ValueError` for other shapes, `TypeError` for what is no tensor of floats."
     c, (h, w) = self.config, self.config["size"]
     for name,x,ch in (("t",t,c["channels_t"]), ("s",s,c["channels_s"])):
-        if not x.is_floating_point(): raise TypeError(f"EnergyNet: {name}: expected floats, got {x.dtype}")
+        check_batch(x, f"EnergyNet: {name}")
         if tuple(x.shape) != (*t.shape[:1],ch,h,w):
             raise ValueError(f"EnergyNet: expected {name} of shape (b, {ch}, {h}, {w}), got {tuple(x.shape)}")
     return self.head(*(self.pool(x.to(self.linear.bias.dtype)) for x in (t, s)))

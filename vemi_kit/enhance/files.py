@@ -6,7 +6,7 @@
 __all__ = ['JOURNAL', 'Picture', 'read_picture', 'write_picture', 'file_hash', 'FolderReport', 'output_names', 'enhance_folder']
 
 # %% ../../nbs/806_enhance.files.ipynb #261c7fee
-import hashlib, json, os, sys, warnings
+import hashlib, json, os, sys
 import numpy as np, torch
 from collections import Counter
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..core import check_path
 from ..files import atomic_write, lock_file, weights_hash
 from ..runs import writable_folder
-from ..data.folders import find_images, image_files, upright
+from ..data.folders import TooManyPixels, find_images, image_files, open_picture, upright
 from .restorer import Baseline, Restorer, check_restorer
 from .tiles import enhance
 
@@ -43,12 +43,7 @@ def _profile(im):
 
 def _decode(path):
     "The upright picture, how its file stores pixels, the number of frames, and what else the file says."
-    from PIL import Image
-    if Path(path).exists() and not Path(path).is_file(): raise OSError("is not a regular file")
-    with warnings.catch_warnings():
-        # large ones are welcome
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        im = Image.open(path)
+    im = open_picture(path)
     # the further pictures of an MPO are previews, or views of another eye
     raw, frames = str(getattr(im, "tile", "")), 1 if im.format == "MPO" else getattr(im, "n_frames", 1)
     im.load()
@@ -60,6 +55,7 @@ def _open(path):
     "As `_decode`; every fault becomes a `ValueError` that names the file."
     from PIL import Image
     try: return _decode(path)
+    except TooManyPixels: raise
     except Image.DecompressionBombError as e:
         hint = "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS or cut it in pieces"
         raise ValueError(f"{path}: {e}; {hint}") from e
