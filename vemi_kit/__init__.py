@@ -6,7 +6,7 @@ __version__ = "0.2.0"
 # %% auto #0
 __all__ = ['FRONT', 'public_names', 'lazy_front', 'callable_module', 'distill', 'Distiller', 'Objective', 'VEM', 'TiltedVEM',
            'certify_pairs', 'shrink', 'prune', 'TeacherCache', 'count_macs', 'latency', 'FrechetDistance', 'Enhancer',
-           'save_nets', 'load_nets']
+           'save_nets', 'load_nets', 'load_teacher', 'compress', 'save_student', 'load_student']
 
 # %% ../nbs/106___init__.ipynb #c503ec84
 import ast, functools, importlib, importlib.util, inspect, pkgutil, re, sys, types
@@ -53,17 +53,20 @@ def callable_module(
 
 # %% ../nbs/106___init__.ipynb #2c028b8e
 FRONT = dict(
-    distill="vemi_kit.distill", Distiller="vemi_kit.distill", Objective="vemi_kit.methods.base",
+    distill="vemi_kit.distill", Distiller="vemi_kit.distiller", Objective="vemi_kit.methods.base",
     VEM="vemi_kit.vem", TiltedVEM="vemi_kit.nats.vem", certify_pairs="vemi_kit.nats.bounds",
     shrink="vemi_kit.students", prune="vemi_kit.pruning", TeacherCache="vemi_kit.cache",
     count_macs="vemi_kit.costs", latency="vemi_kit.timing", FrechetDistance="vemi_kit.metrics.distances",
     Enhancer="vemi_kit.enhance.train", save_nets="vemi_kit.files", load_nets="vemi_kit.files",
+    load_teacher="vemi_kit.teachers", compress="vemi_kit.ship.compress",
+    save_student="vemi_kit.deploy.folder", load_student="vemi_kit.deploy.folder",
 )
 
 # %% ../nbs/106___init__.ipynb #6bfd709f
 _all_ = [
     "distill", "Distiller", "Objective", "VEM", "TiltedVEM", "certify_pairs", "shrink", "prune",
     "TeacherCache", "count_macs", "latency", "FrechetDistance", "Enhancer", "save_nets", "load_nets",
+    "load_teacher", "compress", "save_student", "load_student",
 ]
 
 # %% ../nbs/106___init__.ipynb #a7bc6fd6

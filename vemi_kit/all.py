@@ -118,6 +118,7 @@ from .study.recipes import *
 from .ship.inputs import *
 from .ship.student import *
 from .ship.report import *
+from .ship.compress import *
 
 # %% ../nbs/999_all.ipynb #631a09f2
 __all__ = [n for n in globals() if not n.startswith("_")]
