@@ -11,9 +11,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 from vemi_kit.callbacks import History
 from vemi_kit.cache import TeacherCache
+from vemi_kit.callbacks import Guard
+from vemi_kit.chains import langevin
 from vemi_kit.costs import count_macs, count_params, layer_costs
 from vemi_kit.data.batches import Batches, Latents
 from vemi_kit.data.pictures import photo_crops, resize
+from vemi_kit.data.folders import load_image
 from vemi_kit.distill import distill
 from vemi_kit.energy import EnergyNet
 from vemi_kit.enhance.degrade import SuperResolution, degradation
@@ -21,6 +24,7 @@ from vemi_kit.enhance.restorer import load_restorer
 from vemi_kit.enhance.tiles import enhance
 from vemi_kit.files import load_nets
 from vemi_kit.methods.base import Objective
+from vemi_kit.methods.perceptual import PerceptualFeatures
 from vemi_kit.methods.reader import Reader
 from vemi_kit.metrics.distances import FrechetDistance
 from vemi_kit.metrics.fidelity import fidelity
@@ -246,6 +250,14 @@ DOORS = {
         callbacks=Arg(list, cases(number=3, text="x", dict={"a": 1})),
         plan=Arg(None, cases(number=3, text="x", list=[1], words={"nonsense": 1})),
         out=Arg(None, cases(number=3, list=[1], dict={}, bytes=b"x")))),
+    "langevin": (lambda s, **kw: langevin(EnergyNet(16, 1, 1, width=2), s, **kw)[0], dict(s=pictures(4, 1, 16, 16,
+        scaled=False, size=False, channels=False, empty=False, names="expected t"), n_steps=whole(2, 1),
+        step_size=real(1., 0, True), clamp=pair((-1,1), (1,-1), (math.nan,1)))),
+    "PerceptualFeatures()": (lambda x: PerceptualFeatures(3, 16)(x), dict(x=pictures(2, 3, 16, 16,
+        scaled=False, size=False, empty=False, finite=False))),
+    "Guard": (Guard, dict(patience=whole(3, 1), explode=real(10., 1), collapse=real(.01, 0))),
+    "load_image": (load_image, dict(path=Arg(None, cases(none=None, number=3, list=["a.png"],
+        missing="nowhere.png"), "path|nowhere"))),
     "VEM.tighten": (tighten(VEM), dict(t=t16(), s=t16(), energy_steps=whole(1, none=True))),
     "step.loss": (step_loss, dict(s=t16())),
     "TiltedVEM.like": (like(TiltedVEM), dict(t=t16(), s=t16(channels=False), width=whole(2, 1),
@@ -404,6 +416,15 @@ def verdict(call, args, name, names, refuse):
         return "told" if isinstance(e, clear) and named else "obscure", f"{type(e).__name__}: {e}"[:160]
     if refuse: return "silent", "went through"
     return ("right", "") if finite(result) else ("silent", "a result that is not finite")
+
+
+@pytest.mark.parametrize("cls, small", [(VEM, dict(n_steps=2)), (TiltedVEM, dict(n_chains=4))])
+def test_a_weight_that_overflows_is_an_error(cls, small):
+    t = pictures(4, 1, 8, 8).good()
+    term = cls.like(t, -t, width=2, **small)
+    step = term.tighten(t, -t)
+    term.lambda_mi = 1e308
+    with pytest.raises(FloatingPointError, match="Lower lambda_mi"): step.loss(-t)
 
 
 @pytest.mark.filterwarnings("ignore")

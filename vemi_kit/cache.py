@@ -15,7 +15,7 @@ from fastcore.all import patch
 from pathlib import Path
 from safetensors import safe_open
 from torch import nn
-from .core import check_finite, check_net, check_number, check_path, checked_call, frozen
+from .core import check_dtype, check_finite, check_net, check_number, check_path, checked_call, frozen
 from .doors import door, whole
 from .files import atomic_write, weights_hash
 from .runs import own_randomness
@@ -26,7 +26,7 @@ def row_digests(
     x:torch.Tensor, # items (n, ...)
 ) -> list: # n digests of 16 bytes
     "A digest for each row of a tensor; equal rows have equal digests."
-    rows = x.detach().cpu().contiguous().numpy()
+    rows = x.detach().cpu().reshape(len(x), x.shape[1:].numel()).contiguous().view(torch.uint8).numpy()
     return [hashlib.blake2b(r.tobytes(), digest_size=16).digest() for r in rows]
 
 # %% ../nbs/704_cache.ipynb #e944d5bf
@@ -56,6 +56,7 @@ class TeacherCache(nn.Module):
         batch_size:int=32, # inputs a forward
     ):
         super().__init__()
+        if pool.is_floating_point(): check_dtype(pool, teacher, "pool")
         keys = row_digests(pool)
         self.rows = {k: i for i,k in enumerate(keys)}
         pool_hash = hashlib.sha256(b"".join(keys)).hexdigest()[:12]

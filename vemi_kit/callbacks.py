@@ -246,7 +246,8 @@ class Guard(Callback):
         collapse:float=.01, # share of the teacher's standard deviation over the batch
     ):
         self.patience = int(check_number(patience, "Guard: patience", 1, whole=True))
-        self.explode, self.collapse = check_number(explode, "Guard: explode", 1), collapse
+        self.explode = check_number(explode, "Guard: explode", 1)
+        self.collapse = check_number(collapse, "Guard: collapse", 0)
         self.counts, self.first = {}, []
     @property
     def worried(self): return any(self.counts.values())

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fastcore.all import patch
 from .core import check_finite, check_number, frozen
+from .doors import check_interval
 from .processes import process_index, several_processes
 from .show import show_images
 from .energy import EnergyNet, PooledCoordinates, held_weights
@@ -136,13 +137,16 @@ def langevin(
     """Unadjusted Langevin chain on `t` for fixed `s` (arXiv 2303.16050; matched: Roberts & Tweedie 1996).
     Raises `FloatingPointError` if it leaves the finite numbers, `ValueError` for its settings.
     """
-    noise_std, s = chain_settings(n_steps, step_size, noise_std), s.detach()
+    check_interval(clamp, "langevin: clamp")
+    if not torch.is_tensor(s): raise TypeError(f"langevin: s: expected a tensor, got {type(s).__name__}")
+    noise_std, s = chain_settings(n_steps, step_size, noise_std), check_finite(s.detach(), "langevin: s")
     start = s if start is None else start.detach()
     # a copy: s must stay constant
     walk = start.float().clone(), n_steps, step_size, noise_std, g, keep_frames
     with frozen(energy), held_weights(energy), torch.enable_grad():
         t_hat, energies, move, frames = _walk(energy, s, *walk)
-        check_finite(t_hat, "the chain", f"Lower step_size ({step_size}).")     # the clamp would hide it
+        # the clamp would hide it
+        check_finite(t_hat, "the chain", f"Lower step_size ({step_size}) or noise_std ({noise_std}).")
         end = t_hat if clamp is None else t_hat.clamp(*clamp)
         with torch.no_grad(): energies.append(energy(end, s))
     drift, clamped = (end - start).abs().flatten(1).mean(1), (end != t_hat).float().mean().item()

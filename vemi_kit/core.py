@@ -87,7 +87,11 @@ def default_device(
     unavailable.
     """
     if device is None: device = next(d for d in ("cuda","mps","cpu") if device_available(d))
-    if device_available(device): return torch.device(device)
+    try: seen = device_available(device)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as e:
+        told = "expected a device such as 'cpu' or 'cuda:0'"
+        raise ValueError(f"default_device: device: {told}, got {device!r:.60}") from e
+    if seen: return torch.device(device)
     raise RuntimeError(
         f"device {str(device)!r} was asked for, but this torch ({torch.__version__}) "
         f"sees none; use device='cpu'"
@@ -119,10 +123,9 @@ def check_batch(
         raise TypeError(
             f"{name}: expected a float tensor, got {got}; convert 8-bit pictures with x.float()/127.5 - 1"
         )
-    if x.ndim == 4: return x
-    raise ValueError(
-        f"{name}: expected shape (b, c, h, w), got {tuple(x.shape)}; add a batch axis with x[None]"
-    )
+    if x.ndim == 4 and all(x.shape[1:]): return x
+    how = "add a batch axis with x[None]" if x.ndim < 4 else "no side may be empty, no axis too many"
+    raise ValueError(f"{name}: expected shape (b, c, h, w), got {tuple(x.shape)}; {how}")
 
 # %% ../nbs/101_core.ipynb #8f90eef1
 def check_range(

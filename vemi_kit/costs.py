@@ -268,7 +268,7 @@ def layer_costs(
 ) -> LayerCosts:
     "One forward pass in evaluation mode; `NotImplementedError` names layer and operator without a rule."
     check_net(net, "layer_costs: net")
-    known = convention in ("input","output")
+    known = isinstance(convention, str) and convention in ("input","output")
     if not known: raise ValueError(f"convention: expected 'input' or 'output', got {convention!r}")
     if isinstance(ignore, str):
         raise TypeError(f"ignore: expected a tuple of names, got {ignore!r}; write ({ignore!r},)")

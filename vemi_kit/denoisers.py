@@ -163,7 +163,7 @@ def draw_levels(
     return low*(high/low)**u
 
 # %% ../nbs/414_denoisers.ipynb #eb5ad3bd
-@door(net=check_net, n_steps=whole(0), batch_size=whole(1), lr=real(0), seed=whole())
+@door(net=check_net, n_steps=whole(0), batch_size=whole(1), lr=real(0, 1e30), seed=whole())
 def train_denoiser(
     net:Denoiser, # trained in place
     x:torch.Tensor, # clean samples (n, ...)
@@ -207,6 +207,7 @@ def trained_denoiser(
     "A trained denoiser. Raises `ValueError` for a file of other pictures or settings, or a damaged one."
     if given is not None: check_batch(given, "trained_denoiser: given")
     x = x.detach()
+    if x.dtype == torch.float64: raise TypeError("trained_denoiser: x: expected float32, got float64")
     made_of = dict(pictures=digest(dict(x=x, **({} if given is None else dict(given=given)))), seed=seed)
     with seeded(seed): body = DenoisingUNet(x.shape[1], 0 if given is None else given.shape[1], width)
     mean = x.mean((0,2,3), keepdim=True)[0].cpu()

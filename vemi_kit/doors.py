@@ -40,7 +40,11 @@ def door(
             try: return f(*args, **kw)
             except RuntimeError as e:
                 if not any(t in str(e) for t in TOO_LARGE): raise
-                sizes = ", ".join(f"{k}={given[k]!r:.40}" for k in checks if k in given)
+                numbers = (int, float, str, tuple, list)
+                me = given.get("self")
+                settings = {k: getattr(me, k, None) for k in getattr(me, "defaults", ())}
+                named = {k: v for k,v in (settings | given).items() if isinstance(v, numbers)}
+                sizes = ", ".join(f"{k}={v!r:.40}" for k,v in named.items())
                 raise ValueError(f"{title}: {sizes} ask for more memory than there is: {str(e)[:200]}") from e
         return checked
     return decorate
@@ -79,7 +83,7 @@ def check_device(
 ) -> object: # x, unchanged
     "Return `x` if it names a kind of device; `ValueError` otherwise."
     try: torch.device(x)
-    except (RuntimeError, TypeError) as e:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as e:
         raise ValueError(f"{name}: expected a device such as 'cpu' or 'cuda:0', got {x!r:.60}") from e
     return x
 
@@ -149,6 +153,8 @@ def check_scale(
     check_finite(check_batch(x, name), name)
     if not x.numel(): raise ValueError(f"{name}: expected at least one picture, got {tuple(x.shape)}")
     least, most = x.detach().min().item(), x.detach().max().item()
+    if max(-least, most) > 1e6:
+        raise FloatingPointError(f"{name}: values from {least:.3g} to {most:.3g}, far from [-1, 1]")
     if least < 0 or most <= 16: return x
     got = f"got values from {least:.3g} to {most:.3g}; rescale 8-bit pictures with x/127.5 - 1"
     raise ValueError(f"{name}: expected pictures in [-1, 1], {got}")

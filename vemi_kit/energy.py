@@ -147,7 +147,7 @@ def n_blocks_for(
 ) -> int:
     "Blocks of an `EnergyNet`; raises `ValueError` for pictures below 4x4 and more blocks than they allow."
     h, w = size
-    if min(size) < 4: raise ValueError(f"EnergyNet: pictures of at least 4x4 expected, got {h}x{w}")
+    if min(size) < 4: raise ValueError(f"EnergyNet: size: pictures of at least 4x4 expected, got {h}x{w}")
     most = int(math.log2(min(size))) - 1
     if n_blocks is None: return most
     if check_number(n_blocks, "EnergyNet: n_blocks", whole=True) in range(1, most+1): return int(n_blocks)

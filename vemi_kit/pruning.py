@@ -70,7 +70,7 @@ def channel_scores(
     mask:torch.Tensor|Callable|None=None, # see `saliency`; for "content" only
 ) -> list: # a tensor (n,) for each entry, higher matters more; None where "scale" finds no norm
     "Importance of every channel; `ValueError` for another importance, a useless mask, or no scales to go by."
-    if importance not in IMPORTANCES:
+    if not isinstance(importance, str) or importance not in IMPORTANCES:
         raise ValueError(f"importance: expected one of {list(IMPORTANCES)}, got {importance!r}")
     if mask is not None and importance != "content":
         raise ValueError(f"a mask only guides importance='content', not {importance!r}; leave it out")
@@ -121,6 +121,8 @@ def keep_plan(
 def _check_prune(teacher, sample, least, budgets):
     "`TypeError` or `ValueError` for arguments of `prune` that cannot work."
     check_net(teacher, "prune: teacher")
+    if next(teacher.parameters(), None) is None:
+        raise ValueError(f"prune: teacher: {type(teacher).__name__} has no parameters, so nothing to prune")
     if all(v is None for v in budgets.values()):
         raise ValueError(f"prune: give a budget ({', '.join(budgets)}); got none")
     if sample is None: raise ValueError("prune: needs sample=, example inputs (b, ...), to trace the network")
@@ -155,7 +157,7 @@ def prune(
     check_cut(teacher, coupled, keep(lo), sample[:1])
     on_meta = deepcopy(teacher).to("meta") if budget.counts_on == "meta" else teacher
     build = lambda i, device: cut(on_meta if str(device) == "meta" else teacher, coupled, keep(i))
-    found = budget.largest(lo, hi, build, f"a network of {least} channel(s) a layer")
+    found = budget.largest(lo, hi, build, f"a network of least={least} channel(s) a layer")
     check_cut(teacher, coupled, keep(found["size"]), sample[:1])
     student = build(found["size"], sample.device)
     student.budget, student.pruned = found, not isinstance(teacher, StyleGAN2Generator)

@@ -37,7 +37,7 @@ def as_schedule(
 ) -> Schedule:
     "`x` as a `Schedule`; a number is held without end. Raises `TypeError` for anything else."
     if isinstance(x, Schedule): return x
-    if callable(x): return Schedule(x, name=getattr(x, "__name__", "function"))
+    if callable(x) and not isinstance(x, type): return Schedule(x, name=getattr(x, "__name__", "function"))
     try: v = plain_value(x, name)
     except TypeError:
         told = "expected a Schedule, a number or a function of the step"

@@ -20,7 +20,7 @@ def _family_config(net):
     "The arguments that built a network; `TypeError` or `ValueError` if they do not describe it."
     name, config = type(net).__name__, getattr(net, "config", None)
     if not config or "width" not in config:
-        raise TypeError(f"{name} has no config with a 'width'; networks of vemi_kit.zoo have")
+        raise TypeError(f"teacher: {name} has no config with a 'width'; networks of vemi_kit.zoo have")
     if getattr(net, "pruned", False):
         raise ValueError(
             f"this {name} was pruned, so its config no longer describes it; shrink the "
@@ -154,7 +154,7 @@ def _too_costly(budget, bad, smallest):
     "The error when even the smallest network breaks a limit."
     unit = lambda k: {"params": "parameters", "latency_ms": "ms"}.get(k, "MACs")
     text = "; ".join(
-        f"{budget.limits[k]:,.6g} {unit(k)} asked for, but {smallest} already costs {v:,.6g}"
+        f"{k}: {budget.limits[k]:,.6g} {unit(k)} asked for, but {smallest} already costs {v:,.6g}"
         for k,v in bad.items()
     )
     return ValueError(f"{budget.name}: {text}")

@@ -85,6 +85,8 @@ def _check_timing(net, inputs, seconds, warmup, **whole):
     if not inputs or not all(torch.is_tensor(x) and x.ndim and len(x) for x in inputs):
         got = [tuple(x.shape) if torch.is_tensor(x) else type(x).__name__ for x in inputs]
         raise ValueError(f"latency: inputs: expected example batches, tensors of a sample or more, got {got}")
+    if any(x.layout != torch.strided for x in inputs):
+        raise TypeError("latency: inputs: expected dense tensors")
     if inputs[0].is_meta: raise ValueError("latency: inputs: nothing is computed on the meta device; move it")
 
 # %% ../nbs/212_timing.ipynb #5f7a5bb3

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fastcore.all import patch
 from torch import nn
-from .core import DivergenceError, check_net, frozen, seeded, stream
+from .core import DivergenceError, check_finite, check_net, frozen, seeded, stream
 from .doors import check_betas, check_interval, check_scale, door, real, whole
 from .processes import sync_grads
 from .energy import EnergyNet
@@ -57,7 +57,8 @@ def loss(self:VEMStep,
             f"step.loss: s: expected the student's pictures of the batch that tighten saw, {len(self.t)} of "
             f"{tuple(self.t.shape[2:])} pixels, got shape {tuple(s.shape)}"
         )
-    return self.term.student_loss(self, s)
+    hint = f"Lower lambda_mi ({getattr(self.term, 'lambda_mi', 1):g})."
+    return check_finite(self.term.student_loss(self, s), "step.loss", hint)
 
 # %% ../nbs/303_vem.ipynb #7b6d1793
 class EnergyTerm(nn.Module):
@@ -163,7 +164,7 @@ class VEM(EnergyTerm):
     )
     checks = EnergyTerm.checks | dict(
         energy_steps=whole(0), n_steps=whole(0), step_size=real(0), noise_std=real(0), lambda_mi=real(),
-        l2=real(0), lr=real(0),
+        l2=real(0), lr=real(0, 1e30),
     )
     def __init__(self,
         energy:nn.Module, # energy(t, s) -> (b,)
@@ -260,7 +261,7 @@ def student_loss(self:VEM,
     "`lambda_mi * mean(E(t,s) - E(t_hat,s))`, differentiable in s through both terms; the energy is frozen."
     with frozen(self.energy):
         e_pos, e_neg = self.energies(step.t, step.t_hat, s)
-        return self.lambda_mi*(e_pos - e_neg).mean()
+        return float(self.lambda_mi)*(e_pos - e_neg).mean()
 
 # %% ../nbs/303_vem.ipynb #d8703fe1
 @patch

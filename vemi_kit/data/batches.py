@@ -55,7 +55,8 @@ def _check_sizes(sizes):
 def _count(items):
     "How many items; `ValueError` if the tensors of a tuple differ in length or pictures in size."
     parts = items if isinstance(items, tuple) else (items,)
-    if not parts or not all(hasattr(o, "__len__") and hasattr(o, "__getitem__") for o in parts):
+    listed = lambda o: hasattr(o, "__len__") and hasattr(o, "__getitem__") and getattr(o, "ndim", 1)
+    if not parts or not all(map(listed, parts)):
         told = "expected a tensor, a tuple of tensors, or a data set with len and []"
         raise TypeError(f"Batches: items: {told}, got {type(items).__name__}")
     lengths = [len(o) for o in parts]
@@ -119,7 +120,8 @@ class Stream:
         items:Iterable, # can be iterated again and again
         seed:int=0, # of everything random
     ):
-        if not isinstance(items, Iterable) and not hasattr(items, "__getitem__"):
+        listed = isinstance(items, Iterable) or hasattr(items, "__getitem__")
+        if not listed or getattr(items, "ndim", 1) == 0:
             raise TypeError(f"Stream: items: expected an iterable of batches, got {type(items).__name__}")
         if isinstance(items, Iterator):
             raise TypeError(
@@ -193,8 +195,9 @@ def _parts(x, batch_size, what):
 # %% ../../nbs/204_data.batches.ipynb #befc5a4e
 def _one_batch(b, what):
     "A batch; a data set's pictures with labels are refused."
-    if not isinstance(b, (tuple, list)): return b
-    raise TypeError(f"{what}: expected a batch of pictures, got a {type(b).__name__} of {len(b)}; give b[0]")
+    if torch.is_tensor(b) and b.ndim: return b
+    how = f" of {len(b)}; give b[0]" if isinstance(b, (tuple, list)) else ""
+    raise TypeError(f"{what}: expected a batch of pictures, got a {type(b).__name__}{how}")
 
 # %% ../../nbs/204_data.batches.ipynb #ba7c0002
 def picture_batches(

@@ -143,7 +143,7 @@ def load_image(
     values of unknown scale.
     """
     if channels not in _MODES: raise ValueError(f"load_image: channels: expected 1 or 3, got {channels!r}")
-    im = _open_image(path)
+    im = _open_image(check_path(path, "load_image: path"))
     if im.mode != _MODES[channels] and not convert:
         raise ValueError(
             f"{path}: expected {channels} channels (mode {_MODES[channels]}), got mode "

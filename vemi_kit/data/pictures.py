@@ -9,7 +9,7 @@ __all__ = ['PHOTOS', 'sides', 'resize', 'digits', 'faces', 'photo', 'photo_crops
 import numpy as np, torch
 from torch import nn
 from ..core import check_finite, check_number, generator, require
-from ..doors import one_of
+from ..doors import door, one_of
 
 # %% ../../nbs/201_data.pictures.ipynb #3fd18292
 def sides(
@@ -22,6 +22,7 @@ def sides(
     return tuple(int(check_number(s, name, 1, whole=True)) for s in pair)
 
 # %% ../../nbs/201_data.pictures.ipynb #04c2a15a
+@door()
 def resize(
     x:torch.Tensor, # (n, c, h, w), floats
     size:int|tuple, # wanted side, or (h, w)
@@ -29,7 +30,7 @@ def resize(
     """Bicubic resize, anti-aliased when it shrinks, clamped to [-1, 1]. Half-precision pictures are resized
     in float32, since torch lacks this filter for them on the CPU.
     """
-    if not (torch.is_tensor(x) and x.is_floating_point() and x.ndim == 4):
+    if not (torch.is_tensor(x) and x.is_floating_point() and x.ndim == 4 and x.shape[1]):
         got = f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
         raise TypeError(f"resize: x: expected floats (n, c, h, w) in [-1, 1], got {got}")
     check_finite(x, "resize: x")

@@ -11,7 +11,7 @@ from fastcore.all import patch
 from pathlib import Path
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
-from ..core import generator, seeded
+from ..core import check_alike, check_dtype, check_images, generator, seeded
 from ..files import weights_hash
 from ..metrics.features import digit_classifier
 from ..metrics.fidelity import LPIPS
@@ -76,8 +76,11 @@ def forward(self:PerceptualFeatures,
     x:torch.Tensor, # pictures (b, c, h, w)
 ) -> list: # maps (b, k, h', w'), from fine to coarse
     "The levels of features; grey pictures are shown to a network for colours three times."
+    first = next(m for m in self.body if isinstance(m, nn.Conv2d))
+    grey = torch.is_tensor(x) and x.ndim == 4 and x.shape[1] == 1
+    check_images(x, "PerceptualFeatures: x", 1 if grey else first.in_channels, value_range=None)
     if x.shape[1] == 1 and len(self.shift) == 3: x = x.expand(-1, 3, -1, -1)
-    x, res = (x-self.shift)/self.scale, []
+    x, res = check_dtype((x-self.shift)/self.scale, self.body), []
     for i,layer in enumerate(self.body):
         x = layer(x)
         if i in self.taps: res.append(x)
@@ -137,8 +140,9 @@ class SSIM(Method):
     """
     name = "ssim"
     def loss(self, batch, t, s, features=None):
+        check_alike(t, s, "ssim", ("t","s"))
         if min(t.shape[2:]) < 6:
-            raise ValueError(f"ssim: pictures of at least 6x6 expected, got {t.shape[2]}x{t.shape[3]}")
+            raise ValueError(f"ssim: t: pictures of at least 6x6 expected, got {t.shape[2]}x{t.shape[3]}")
         value = structural_similarity_index_measure(s, t, data_range=2.)
         return 1-value, {}
 

@@ -31,8 +31,8 @@ class TiltedVEM(EnergyTerm):
         lambda_mi=1., lr=1e-3, betas=(.5,.99), trust=.5,
     )
     checks = EnergyTerm.checks | dict(
-        energy_steps=whole(0), every=whole(1), n_steps=whole(0), n_chains=whole(1), noise_floor=real(0),
-        lambda_mi=real(), lr=real(0), trust=real(0, above=True),
+        energy_steps=whole(0), every=whole(1), n_steps=whole(1), n_chains=whole(1), noise_floor=real(0, 1e3),
+        lambda_mi=real(), lr=real(0, 1e30), trust=real(0, above=True),
     )
     def __init__(self,
         energy:TiltedModel, # base and tilt; the tilt must not look at s
@@ -153,7 +153,7 @@ def student_loss(self:TiltedVEM,
     """`lambda_mi * mean(E(t,s))` in nats a dimension, at the centre of the noise; differentiable in s through
     the residual; base and tilt are frozen.
     """
-    with frozen(self.energy): return self.lambda_mi*self.energies(step.t, s).mean()/step.t[0].numel()
+    with frozen(self.energy): return float(self.lambda_mi)*self.energies(step.t, s).mean()/step.t[0].numel()
 
 # %% ../../nbs/531_nats.vem.ipynb #0c094638
 @patch

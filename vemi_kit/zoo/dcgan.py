@@ -204,7 +204,8 @@ def hinge_step(
     return torch.stack([loss_d, loss_g]).detach()
 
 # %% ../../nbs/401_zoo.dcgan.ipynb #10614555
-@door(net_g=check_net, net_d=check_net, n_steps=whole(0), lr=real(0), ema_decay=real(0, 1), seed=whole())
+@door(net_g=check_net, net_d=check_net, n_steps=whole(0), lr=real(0, 1e30))
+@door(ema_decay=real(0, 1), seed=whole())
 @own_seed
 def train_gan(
     net_g:nn.Module, # latent (b, z_dim) to picture

@@ -156,7 +156,7 @@ def _truncated(w, truncation, w_mean):
 
 # %% ../../nbs/405_zoo.stylegan2.ipynb #71ba7de3
 @patch
-@door(truncation=real())
+@door(truncation=real(-1e6, 1e6))
 def forward(self:StyleGAN2Generator,
     z:torch.Tensor, # (b, z_dim)
     truncation:float=1., # pull w towards `w_mean`: 1 leaves it, 0 gives the mean picture

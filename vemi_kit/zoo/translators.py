@@ -152,6 +152,7 @@ class UNetGenerator(nn.Module):
         level_blocks:int=0, # residual blocks a level, both ways; OMGD's teacher (2108.06908): 2
     ):
         super().__init__()
+        n_downs = int(n_downs)
         self.c_in, self.config = c_in, dict(width=width, n_downs=n_downs, c_in=c_in, c_out=c_out, norm=norm)
         self.config |= dict(dropout=dropout, level_blocks=level_blocks)
         self.downs = nn.ModuleList([self.down_level(i) for i in range(n_downs)])
