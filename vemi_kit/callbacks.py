@@ -247,8 +247,7 @@ class Guard(Callback):
     ):
         self.patience = int(check_number(patience, "Guard: patience", 1, whole=True))
         self.explode = check_number(explode, "Guard: explode", 1)
-        self.collapse = check_number(collapse, "Guard: collapse", 0)
-        self.counts, self.first = {}, []
+        self.collapse, self.counts, self.first = check_number(collapse, "Guard: collapse", 0), {}, []
     @property
     def worried(self): return any(self.counts.values())
     def state_dict(self): return dict(counts=dict(self.counts), first=list(self.first))

@@ -157,7 +157,7 @@ def prune(
     check_cut(teacher, coupled, keep(lo), sample[:1])
     on_meta = deepcopy(teacher).to("meta") if budget.counts_on == "meta" else teacher
     build = lambda i, device: cut(on_meta if str(device) == "meta" else teacher, coupled, keep(i))
-    found = budget.largest(lo, hi, build, f"a network of least={least} channel(s) a layer")
+    found = budget.largest(lo, hi, build, f"with least={least} a network of {least} channel(s) a layer")
     check_cut(teacher, coupled, keep(found["size"]), sample[:1])
     student = build(found["size"], sample.device)
     student.budget, student.pruned = found, not isinstance(teacher, StyleGAN2Generator)
