@@ -293,6 +293,7 @@ def add(self:Ledger,
 ):
     "Append one row; it is on the disk when this returns. `TypeError` for what JSON cannot hold."
     line = json.dumps(row, default=plain_number)
+    if not self.path.exists(): raise FileNotFoundError(f"{self.path} is gone; its folder was removed")
     self.file.write((line + "\n").encode())
     self.file.flush()
     os.fsync(self.file.fileno())

@@ -14,6 +14,7 @@ from torch import nn
 from typing import Literal
 from ..core import check_number, check_pairs, default_device, frozen, generator, seeded
 from ..commands import command, command_line
+from ..runs import writable_folder
 from ..files import load_nets, net_names, read_config, write_text
 from ..data.folders import ImageFolder, PairedFolder
 from .tasks import TASKS
@@ -160,6 +161,7 @@ def _measure(t, s, floor, name, truth=None, *, levels, steps, seed, device, out,
     "Measure pairs, write the report and print it."
     curve_levels = tuple(sorted({1, *(n for n in (10,30) if n < levels), levels}))
     _check_room(t, s)
+    writable_folder(out)
     fit = dict(chain=dict(n_steps=steps), denoise=dict(n_steps=5*steps))
     found = certify(t, s, floor, by, curve_levels, seed, device=device, **fit, **known)
     settings = dict(noise_floor=floor, seed=seed, pairs=len(t), command=command_line())
@@ -267,7 +269,7 @@ def bound_table(
 ):
     "All methods on all tasks; continues where it stopped."
     _check_options(seeds=seeds)
-    out = Path(out)
+    out = writable_folder(out)
     try: text = format_mi_table(mi_table(out/"mi_table.jsonl", tasks, seeds))
     except KeyboardInterrupt as e: raise KeyboardInterrupt("Finished runs of the table are kept.") from e
     write_text(out/"mi_table.md", text + "\n")

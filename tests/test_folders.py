@@ -1,0 +1,111 @@
+"""Output folders that are files, lie below files, have names that are too long, or are removed in mid-run;
+and a user without a home. What is wrong is said in one line, with exit code 1, and before work where it can be.
+"""
+import os, shlex, shutil, subprocess, sys
+import numpy as np, pytest, torch
+from PIL import Image
+from torch import nn
+from vemi_kit.callbacks import Callback
+from vemi_kit.data.batches import Batches
+from vemi_kit.distill import distill
+from vemi_kit.files import Ledger
+from vemi_kit.enhance.command import vemi_enhance
+from vemi_kit.nats.measure import vemi_bound
+from vemi_kit.study.command import vemi_compare
+from vemi_kit.study.demo import vemi_demo
+
+TRAIN = "train in --teacher-width 4 --teacher-depth 1 --teacher-steps 2 --width 2 --crop 8 --batch-size 2 --methods l1"
+COMMANDS = {
+    "vemi_demo": (vemi_demo, "--seeds 1 --steps 2 --methods l1 --device cpu"),
+    "vemi_compare": (vemi_compare, "--tasks digits16 --methods l1 --widths 4 --seeds 1 --steps 2 --device cpu"),
+    "vemi_enhance train": (vemi_enhance, f"{TRAIN} --steps 2 --device cpu"),
+    "vemi_enhance apply": (vemi_enhance, "apply x2 in --device cpu"),
+    "vemi_bound task": (vemi_bound, "task 'dense 5x5' --n 200 --steps 2 --levels 2 --device cpu"),
+    "vemi_bound table": (vemi_bound, "table --tasks 'dense 5x5' --seeds 1"),
+}
+LONG = "x"*256
+
+
+def pictures(folder, n):
+    folder.mkdir()
+    for i in range(n):
+        v = np.random.default_rng(i).integers(0, 255, (40, 48, 3)).astype(np.uint8)
+        Image.fromarray(v).save(folder/f"{i:03}.png")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path/"in", 2)
+    (tmp_path/"file").write_text("mine")
+    return tmp_path
+
+
+@pytest.mark.parametrize("out, told", [
+    ("file", "is a file; give a folder"), ("file/below", "Not a directory"), (LONG, "File name too long"),
+])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_folder_is_told_before_work(here, capsys, monkeypatch, name, out, told):
+    "In one line with its name; nothing is touched."
+    run, args = COMMANDS[name]
+    def work(*args, **kw): raise AssertionError("work began")
+    monkeypatch.setattr("vemi_kit.nats.measure.certify", work)
+    assert run([*shlex.split(args), "--out", out]) == 1
+    err = capsys.readouterr().err
+    assert told in err and out in err and err.count("\n") == 1
+    assert sorted(p.name for p in here.iterdir()) == ["file", "in"] and (here/"file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", LONG])
+def test_distill_without_a_folder(here, out):
+    class Count(Callback):
+        def after_step(self, figures): raise AssertionError("work began")
+    net = nn.Conv2d(1, 1, 3, padding=1)
+    with pytest.raises(OSError, match=f"out='{out}'"):
+        distill(net, nn.Conv2d(1, 1, 3, padding=1), Batches(torch.zeros(4, 1, 8, 8), 2), out=out, n_steps=2,
+            callbacks=[Count()], device="cpu", progress=False)
+
+
+def start(name, *args, cwd, **kw):
+    "A command in a process of its own."
+    module = dict(vemi_demo="study.demo", vemi_compare="study.command", vemi_enhance="enhance.command")[name]
+    code = f"import sys; from vemi_kit.{module} import {name}; sys.exit({name}())"
+    env = kw.pop("env", {**os.environ, "OMP_NUM_THREADS": "1"})
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code, *args, "--device", "cpu"], cwd=cwd, env=env, **pipes)
+
+
+@pytest.mark.parametrize("line, begun", [
+    (f"vemi_enhance {TRAIN} --steps 100000 --out rep", "student/history.jsonl"),
+])
+def test_a_folder_removed_in_mid_run(tmp_path, wait_for, line, begun):
+    "The run ends soon, and says that its folder is gone."
+    pictures(tmp_path/"in", 6)
+    name, *args = line.split()
+    p = start(name, *args, cwd=tmp_path)
+    path = tmp_path/"rep"/begun
+    wait_for(lambda: path.exists() and path.stat().st_size, p, 120)
+    os.rename(tmp_path/"rep", tmp_path/"elsewhere")
+    shutil.rmtree(tmp_path/"elsewhere")
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 1 and "Traceback" not in err, err[-3000:]
+    told = [l for l in err.replace("\r", "\n").splitlines() if "rep/" in l]
+    assert told and ("is gone" in told[-1] or "No such file" in told[-1]), err[-3000:]
+
+
+def test_a_ledger_whose_folder_is_removed(tmp_path):
+    "A row is not written to a file that has no name any more."
+    with Ledger(tmp_path/"rep/runs.jsonl") as ledger:
+        ledger.add(dict(a=1))
+        shutil.rmtree(tmp_path/"rep")
+        with pytest.raises(OSError, match="runs.jsonl is gone; its folder was removed"): ledger.add(dict(a=2))
+
+
+@pytest.mark.parametrize("home", [None])
+def test_without_a_home(tmp_path, home):
+    "The work is done without HOME."
+    env = {k: v for k, v in os.environ.items() if k not in ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+    env.update(OMP_NUM_THREADS="1", **({"HOME": home} if home else {}))
+    p = start("vemi_demo", *"--seeds 1 --steps 2 --methods l1 --out rep".split(), cwd=tmp_path, env=env)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 0 and (tmp_path/"rep/report.md").exists(), err
