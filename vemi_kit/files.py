@@ -270,7 +270,6 @@ class Ledger:
     def __init__(self,
         path:str|Path, # file of JSON lines; made with its folder if missing
     ): self.path = Path(path)
-
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("ab")
