@@ -107,5 +107,5 @@ def test_without_a_home(tmp_path, home):
     env = {k: v for k, v in os.environ.items() if k not in ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
     env.update(OMP_NUM_THREADS="1", **({"HOME": home} if home else {}))
     p = start("vemi_demo", *"--seeds 1 --steps 2 --methods l1 --out rep".split(), cwd=tmp_path, env=env)
-    _, err = p.communicate(timeout=60)
+    _, err = p.communicate(timeout=300)
     assert p.returncode == 0 and (tmp_path/"rep/report.md").exists(), err

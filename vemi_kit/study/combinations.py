@@ -181,6 +181,7 @@ def critic_settings(
     """Settings of the methods that have a critic of their own: the same discriminator, shown the same input.
     Moments know no input, so beside a discriminator that does they get a fresh one.
     """
+    if "adversarial" not in kind: return {}
     d, bank = kind["adversarial"], teacher_bank(kind)
     own = {k: v for k,v in d.items() if k in ("discriminator","conditional")}
     blind = PatchGAN(8, 1, bank.shape[1], norm="instance") if d.get("conditional") else d["discriminator"]
