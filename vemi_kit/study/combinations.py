@@ -178,9 +178,7 @@ def teacher_bank(
 def critic_settings(
     kind:dict, # what a function of `KINDS` returns
 ) -> dict: # by method
-    """Settings of the methods that have a critic of their own: the same discriminator, shown the same input.
-    Moments know no input, so beside a discriminator that does they get a fresh one.
-    """
+    "Methods with a critic: this kind's discriminator, or a fresh one for moments, which know no input."
     if "adversarial" not in kind: return {}
     d, bank = kind["adversarial"], teacher_bank(kind)
     own = {k: v for k,v in d.items() if k in ("discriminator","conditional")}
