@@ -7,7 +7,7 @@ __all__ = ['KNOWN_FILES', 'NESTED', 'Teacher', 'probe', 'recognise', 'UnitRange'
            'load_teacher']
 
 # %% ../nbs/721_teachers.ipynb #8363cb6c
-import argparse, importlib, re, zipfile
+import argparse, re, zipfile
 import torch
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch import nn
 from .core import frozen, require
 from .files import read_state
 from .zoo.weights import load_basicsr, load_cyclegan, load_stylegan2
-from .deploy.folder import load_student
+from .deploy.folder import find_code, load_student
 from .deploy.program import load_program
 from .deploy.runtime import OnnxNetwork
 
@@ -159,10 +159,7 @@ class FunctionNetwork(nn.Module):
 
 def _from_code(name):
     "What `module:function` gives."
-    module, _, inner = name.partition(":")
-    try: made = getattr(importlib.import_module(module), inner)()
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f"teacher: expected a file, a folder or module:function, got {name!r} ({e})") from e
+    made = find_code(name, "teacher", "a file, a folder or module:function")()
     made = made[0] if isinstance(made, tuple) and made else made
     return made.net if isinstance(made, Teacher) else made
 

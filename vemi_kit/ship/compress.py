@@ -6,20 +6,21 @@
 __all__ = ['recipe_settings', 'Compressed', 'compress', 'vemi_distill']
 
 # %% ../../nbs/934_ship.compress.ipynb #01f07fb9
-import importlib, re
 import torch
 from dataclasses import dataclass
 from pathlib import Path
 from torch import nn
 from ..commands import command
 from ..core import check_path
+from ..deploy.folder import find_code
 from ..deploy.package import deploy
 from ..distill import distill
 from ..distiller import Distiller
 from ..recipes import find_recipe
 from .inputs import find_inputs
-from .report import cost_rows, judge_student, pictures_of, write_page
+from .report import cost_rows, judge_student, write_page
 from .student import ADVERSARIAL, fresh_discriminator, make_student
+from ..study.judge import pictures_of
 from ..teachers import Teacher, load_teacher
 
 # %% ../../nbs/934_ship.compress.ipynb #9e475be1
@@ -54,10 +55,8 @@ class Compressed:
 # %% ../../nbs/934_ship.compress.ipynb #97ef1650
 def _other_pictures(teacher, inputs, n):
     "The teacher's pictures of training inputs, for distances of crowds."
-    found = []
-    for i in range(10**6):
-        found.append(pictures_of(teacher, inputs.data.batch(i)))
-        if sum(map(len, found)) >= n: return torch.cat(found)[:n]
+    batches = range(-(-n//inputs.data.batch_size))
+    return torch.cat([pictures_of(teacher.net, inputs.data.batch(i)) for i in batches])[:n]
 
 def _describe(teacher, inputs, how, run, command):
     "Sentences of the report's head."
@@ -69,7 +68,7 @@ def _describe(teacher, inputs, how, run, command):
 # %% ../../nbs/934_ship.compress.ipynb #94bf7446
 def _finish(teacher, student, inputs, run, how, folder, command, seed):
     "Judge, export and write the page."
-    t, s = (pictures_of(n, inputs.held) for n in (teacher, student))
+    t, s = (pictures_of(n, inputs.held) for n in (teacher.net, student))
     verdict = judge_student(t, s, _other_pictures(teacher, inputs, max(32, len(t))), seed=seed)
     costs = cost_rows(teacher.net, student, inputs.held[:1], teacher.black_box)
     files = deploy(student, folder/"student", inputs.held[:64], teacher.net)
@@ -104,7 +103,7 @@ def compress(
     inputs = find_inputs(data, teacher, size, n_held, batch_size, seed)
     budget = {k: v for k,v in budget.items() if v is not None}
     small, how = make_student(teacher, inputs.held[:1], student, seed, **budget)
-    side = pictures_of(teacher, inputs.held[:1]).shape[3]
+    side = teacher.size or round(teacher.scale*inputs.held.shape[3])
     settings = recipe_settings(recipe, teacher, side, discriminator, seed)
     length = dict(minutes=minutes) if steps is None and minutes is not None else dict(n_steps=steps or 2000)
     kw = dict(seed=seed, device=device, settings=settings, value_range=None, **length)
@@ -113,15 +112,6 @@ def compress(
     return _finish(teacher, student, inputs, run, how, folder, command, seed)
 
 # %% ../../nbs/934_ship.compress.ipynb #3281ae21
-def _imported(name):
-    "What `module:function` names; None stays None."
-    if name is None: return None
-    if not re.fullmatch(r"[\w.]+:\w+", name):
-        raise ValueError(f"--student: expected module:function, got {name!r}")
-    module, _, inner = name.partition(":")
-    try: return getattr(importlib.import_module(module), inner)
-    except (ImportError, AttributeError) as e: raise ValueError(f"--student: {name}: {e}") from e
-
 @command
 def vemi_distill(
     teacher:str, # a checkpoint, a folder, .onnx, .pt2, or module:function
@@ -150,6 +140,6 @@ def vemi_distill(
     told += "".join(f" --{k.replace('_', '-')} {v}" for k,v in budget.items() if v is not None)
     kw = dict(steps=steps, minutes=minutes, size=size, n_held=held, batch_size=batch_size, seed=seed)
     kw |= dict(resume=resume, device=device, command=told)
-    made = compress(teacher, data, out, recipe, _imported(student), **kw, **budget)
+    made = compress(teacher, data, out, recipe, student and find_code(student, "--student"), **kw, **budget)
     print(made)
     print(f"Report: {Path(out)/'report.md'}; the student: {Path(out)/'student'}")

@@ -6,7 +6,6 @@
 __all__ = ['Inputs', 'latent_inputs', 'picture_inputs', 'find_inputs']
 
 # %% ../../nbs/931_ship.inputs.ipynb #5a328b9a
-import importlib
 import torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.utils.data import Subset
 from ..core import check_number, stream
 from ..data.batches import Batches, Latents
 from ..data.folders import ImageFolder
+from ..deploy.folder import find_code
 from ..teachers import Teacher
 
 # %% ../../nbs/931_ship.inputs.ipynb #5cfcca17
@@ -23,7 +23,6 @@ class Inputs:
     data:object # batches by number, endless
     held:torch.Tensor # (n, ...), which nobody trains on
     note:str # what they are and how many
-    size:int|None = None # side of the pictures; None: latents
     def __str__(self): return self.note
 
 # %% ../../nbs/931_ship.inputs.ipynb #eaa14a1c
@@ -61,16 +60,9 @@ def picture_inputs(
     if len(rest) < batch_size:
         raise ValueError(f"data: {len(rest)} pictures to train on, fewer than a batch of {batch_size}")
     note = f"{len(rest)} of the {len(pictures)} {name}, {len(held)} held out, {kept.shape[2]}x{kept.shape[3]}"
-    return Inputs(Batches(data, batch_size, seed), kept, note, kept.shape[2])
+    return Inputs(Batches(data, batch_size, seed), kept, note)
 
 # %% ../../nbs/931_ship.inputs.ipynb #d281a073
-def _from_code(name):
-    "What `module:function` gives."
-    module, _, inner = name.partition(":")
-    try: return getattr(importlib.import_module(module), inner)()
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f"data: expected a folder, latents or module:function, got {name!r} ({e})") from e
-
 def _side(teacher, size):
     "The side that pictures are read at: as asked, or 64 for a restorer, else 256."
     return size or (256 if teacher.scale == 1 else 64)
@@ -91,7 +83,8 @@ def find_inputs(
     if isinstance(data, str) and data == "latents":
         if teacher.latents: return latent_inputs(teacher, n_held, batch_size, seed)
         raise ValueError(f"data: 'latents', but {teacher.family} reads pictures; give a folder of them")
-    if isinstance(data, str) and ":" in data and not Path(data).exists(): data = _from_code(data)
+    if isinstance(data, str) and ":" in data and not Path(data).exists():
+        data = find_code(data, "data", "a folder, latents or module:function")()
     if teacher.latents:
         n = teacher.latents
         raise ValueError(f"data: {teacher.family} reads latents of {n} numbers; say data='latents'")
