@@ -12,11 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fastcore.all import patch
 from pathlib import Path
-from tqdm.auto import tqdm
 from ..core import check_number, check_pairs, generator, stream
 from ..doors import check_device, door, one_of, real, whole
-from ..files import Ledger
-from .tasks import TASKS, Task
+from .tasks import Task, run_tasks
 from .bases import fit_base
 from .tilted import fit_tilted
 from .bounds import Estimate, ais_bounds, noisy_halves, task_draws
@@ -136,11 +134,4 @@ def denoised_table(
     progress:bool=True, # show a bar
 ) -> list: # all records of the file
     "Run what is missing and return everything. Raises `ValueError` for unknown tasks."
-    unknown = sorted(set(tasks or ()) - TASKS.keys())
-    check_number(seeds, "denoised_table: seeds", 1, whole=True)
-    if unknown: raise ValueError(f"denoised_table: no task {unknown}; there are {list(TASKS)}")
-    with Ledger(path) as ledger:
-        done = {(r["task"], r["seed"]) for r in ledger.rows}
-        todo = [(n, k) for k in range(seeds) for n in (tasks or TASKS) if (n, k) not in done]
-        for n,k in tqdm(todo, "tasks", disable=not progress): ledger.add(denoised_run(TASKS[n], k))
-    return ledger.rows
+    return run_tasks(path, denoised_run, tasks, seeds, progress, "denoised_table")

@@ -11,11 +11,9 @@ import torch, torch.nn.functional as F
 from fastcore.all import patch
 from pathlib import Path
 from torch import nn
-from tqdm.auto import tqdm
 from ..core import check_finite, check_number, check_pairs, generator, seeded
-from ..files import Ledger
 from .gaussian import GaussianBase
-from .tasks import TASKS, Task
+from .tasks import Task, run_tasks
 from .margins import Margins
 from .bounds import task_bound, task_draws
 
@@ -187,14 +185,7 @@ def mi_table(
     progress:bool=True, # show a bar
 ) -> list: # all records of the file
     "Run what is missing and return everything. Raises `ValueError` for unknown tasks."
-    unknown = sorted(set(tasks or ()) - TASKS.keys())
-    check_number(seeds, "mi_table: seeds", 1, whole=True)
-    if unknown: raise ValueError(f"mi_table: no task {unknown}; there are {list(TASKS)}")
-    with Ledger(path) as ledger:
-        done = {(r["task"], r["seed"]) for r in ledger.rows}
-        todo = [(n, k) for k in range(seeds) for n in (tasks or TASKS) if (n, k) not in done]
-        for name,seed in tqdm(todo, "tasks", disable=not progress): ledger.add(mi_run(TASKS[name], seed))
-    return ledger.rows
+    return run_tasks(path, mi_run, tasks, seeds, progress, "mi_table")
 
 # %% ../../nbs/521_nats.peers.ipynb #91ebed28
 def _cell(rows, method):

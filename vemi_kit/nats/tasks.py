@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['MAPS', 'TASKS', 'Task', 'gaussian_pairs', 'dense_gaussian', 'mapped', 'swiss_roll', 'uniform_noise', 'student_t',
-           'bimodal_noise', 'field_task', 'plane_field', 'warped_field']
+           'bimodal_noise', 'field_task', 'plane_field', 'warped_field', 'run_tasks']
 
 # %% ../../nbs/502_nats.tasks.ipynb #1365c016
 import math
 import numpy as np, torch
 from collections.abc import Callable
 from fastcore.all import store_attr
+from pathlib import Path
 from torch.distributions import MultivariateNormal
+from tqdm.auto import tqdm
 from ..core import check_number, generator
+from ..files import Ledger
 from ..data.fields import GaussianFieldPairs
 
 # %% ../../nbs/502_nats.tasks.ipynb #1036a958
@@ -259,3 +262,22 @@ TASKS = {t.name: t for t in [
     *[field_task(n, ell) for n in (6,16) for ell in (0,.5,1)], plane_field(),
     *[warped_field(n) for n in (6,16)],
 ]}
+
+# %% ../../nbs/502_nats.tasks.ipynb #5020aa02
+def run_tasks(
+    path:str|Path, # JSON lines, one a run; runs that are there are not repeated
+    run:Callable, # run(task, seed) -> a line with both
+    tasks:list|None, # names; None: all of `TASKS`
+    seeds:int, # runs a task
+    progress:bool, # show a bar
+    name:str, # how messages call it
+) -> list: # all records of the file
+    "Run what is missing and return everything. Raises `ValueError` for unknown tasks."
+    unknown = sorted(set(tasks or ()) - TASKS.keys())
+    check_number(seeds, f"{name}: seeds", 1, whole=True)
+    if unknown: raise ValueError(f"{name}: no task {unknown}; there are {list(TASKS)}")
+    with Ledger(path) as ledger:
+        done = {(r["task"], r["seed"]) for r in ledger.rows}
+        todo = [(n, k) for k in range(seeds) for n in (tasks or TASKS) if (n, k) not in done]
+        for n,k in tqdm(todo, "tasks", disable=not progress): ledger.add(run(TASKS[n], k))
+    return ledger.rows
