@@ -108,6 +108,7 @@ def compress(
     length = dict(minutes=minutes) if steps is None and minutes is not None else dict(n_steps=steps or 2000)
     kw = dict(seed=seed, device=device, settings=settings, value_range=None, **length)
     run = distill(teacher.net, small, inputs.data, recipe, out=folder/"run", resume=resume, **kw)
+    teacher.net.cpu()                                              # judged, timed and exported on the CPU
     student = run.student.cpu().eval()
     return _finish(teacher, student, inputs, run, how, folder, command, seed)
 
