@@ -1,8 +1,8 @@
 """Can the pages be read? Counts what makes a notebook hard to read: python .ci/pages.py [--table] [FOLDER]
 
 Fails on lines over 110 columns, several statements a line, exported cells over 60 lines, a median of exported
-cells over 12 lines, modules over 300 lines, public parameters without annotation, and imports of another
-module's private names.
+cells over 12 lines, modules over 300 lines, public parameters without annotation, imports of another module's
+private names, and process-wide switches of torch that a notebook leaves on.
 """
 import argparse, ast, io, json, re, statistics, sys, tokenize
 from pathlib import Path
@@ -67,6 +67,12 @@ def private(tree):
     return found
 
 
+def switched(tree):
+    "Statements of a cell that change torch for the notebooks that the same process runs next."
+    calls = [n.value for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
+    return [ast.unparse(c) for c in calls if re.match(r"torch\.(set_grad|set_default|use_det)", ast.unparse(c.func))]
+
+
 def measure(path):
     "What one notebook has."
     sources = cells(path)
@@ -81,6 +87,7 @@ def measure(path):
         long=[(path.stem, n) for n,s in zip(first, sizes) if s > CELL],
         bare=[b for e in exported for b in bare(ast.parse(e))],
         private=[p for s in sources for p in private(ast.parse(body(s)))],
+        switched=[p for s in sources for p in switched(ast.parse(body(s)))],
     )
 
 
@@ -98,6 +105,7 @@ def faults(found, sizes, lines):
         for name in m["long"]:
             if name not in LONG_CELLS: yield f"{m['notebook']}: the exported cell of {name[1]} is over {CELL} lines"
         if m["bare"]: yield f"{m['notebook']}: parameters without annotation: {', '.join(m['bare'])}"
+        if m["switched"]: yield f"{m['notebook']}: left for the notebooks after it: {', '.join(m['switched'])}"
         if m["private"]: yield f"{m['notebook']}: imports private names: {', '.join(m['private'])}"
     if statistics.median(sizes) > MEDIAN: yield f"median of exported cells: {statistics.median(sizes)} lines, over {MEDIAN}"
     for name,n in lines.items():
