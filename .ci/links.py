@@ -1,9 +1,15 @@
-"""Write the "you are here" line of every notebook: the rooms before and after, those it builds on, the map."""
+"""Write what every notebook has alike: the "you are here" line, and the last cell.
+
+The line names the rooms before and after, those the notebook builds on, and the map. The last cell says how the
+module is written. It does not write it: running a notebook must not change the package that it imports.
+"""
 import hashlib, json, re
 from pathlib import Path
 
 nbs = Path(__file__).resolve().parent.parent/"nbs"
 HERE = "You are here: "
+EXPORT = "nbdev.nbdev_export()"
+LAST = ["#| hide\n", "# vemi_kit is written from the notebooks by `nbdev_export`, in a shell"]
 
 
 def source(cell): return "".join(cell["source"])
@@ -38,4 +44,6 @@ for name,book in books.items():
     cells = [c for c in book["cells"] if not (c["cell_type"] == "markdown" and source(c).startswith(HERE))]
     here = dict(cell_type="markdown", id=hashlib.sha1(name.encode()).hexdigest()[:8], metadata={}, source=[text])
     book["cells"] = cells[:1] + [here] + cells[1:]
+    for c in book["cells"]:
+        if c["cell_type"] == "code" and source(c).strip().endswith(EXPORT): c["source"] = LAST
     (nbs/f"{name}.ipynb").write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

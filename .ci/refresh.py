@@ -1,5 +1,5 @@
 "Run notebooks, store their outputs and clean them: python .ci/refresh.py [--flags slow] [NOTEBOOK ...]"
-import argparse, multiprocessing, os, sys, warnings
+import argparse, multiprocessing, sys, warnings
 from copy import deepcopy
 from pathlib import Path
 from execnb.nbio import read_nb, write_nb
@@ -26,7 +26,7 @@ def refresh(path, skip_flags):
 
     def skip(cell):
         "The rules of nbdev_test; a skipped cell keeps its stored outputs, any other starts without"
-        if cell.cell_type != "code" or "nbdev_export(" in cell.source: return True
+        if cell.cell_type != "code": return True
         if cell.directives_.get("eval:", [""])[0].lower() == "false" or skip_flags & cell.directives_.keys():
             return True
         # execnb leaves the old outputs of a cell that now shows nothing
@@ -61,8 +61,6 @@ if __name__ == "__main__":
         "--flags", default="", help="the tst_flags of settings.ini, such as slow, to run all the same"
     )
     args = p.parse_args()
-    # as nbdev_test: nbdev_export() in a notebook does nothing
-    os.environ["IN_TEST"] = "1"
     cfg, failed = get_config(path=root), []
     skip_flags = set(cfg.tst_flags.split()) - set(args.flags.split())
     every = sorted(nbglob(cfg.nbs_path, as_path=True))

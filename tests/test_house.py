@@ -19,6 +19,12 @@ def test_every_notebook_has_a_number_of_its_own():
     assert all(numbers) and len({m.group(1) for m in numbers}) == len(numbers)
 
 
+def test_running_a_notebook_writes_no_package():
+    for p in sorted((root/"nbs").rglob("*.ipynb")):
+        code = ["".join(c["source"]) for c in json.loads(p.read_text())["cells"] if c["cell_type"] == "code"]
+        assert not [c for c in code if "nbdev_export(" in c], p.name
+
+
 def test_the_paper_s_road_knows_neither_tilts_nor_annealing():
     assert loaded_by("import vemi_kit.vem") == {"core", "doors", "processes", "energy", "chains", "vem", "show"}
 
