@@ -65,8 +65,8 @@ def cells(path):
 
 
 def number(name):
-    "Reading order: 602_methods.base -> 52; tutorials and index come last."
-    m = re.match(r"(\d+)_", name)
+    "Reading order: 602_methods.base -> 602; the start (0xx), tutorials and index build on all."
+    m = re.match(r"([1-9]\d+)_", name)
     return int(m.group(1)) if m else 1000
 
 
