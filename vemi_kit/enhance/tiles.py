@@ -115,7 +115,6 @@ def enhance(
     """
     check_restorer(restorer, "enhance")
     b, c, h, w = check_images(x, "enhance").shape
-    if not x.numel(): raise ValueError(f"enhance: expected pictures with pixels, got shape {tuple(x.shape)}")
     again = partial(enhance, restorer, tile=tile, overlap=overlap, batch_size=batch_size)
     if c == 1 and restorer.channels == 3: return again(x.expand(-1,3,-1,-1)).mean(1, keepdim=True)
     if c != 1 and restorer.channels == 1:
