@@ -1,0 +1,199 @@
+"""The pictures of the README, from stored lines. With RUNS: store what the first of them shows.
+
+    python .ci/front.py [RUNS]
+
+RUNS is a file of lines with pictures, made by `study.recipes` in Python:
+
+    run_trials("out", ["best", "published"], seeds=[0], device="cpu", course=True)      # out/runs.jsonl
+"""
+import base64, hashlib, json, statistics, sys
+from pathlib import Path
+import numpy as np
+
+root = Path(__file__).resolve().parent.parent
+results, images = root/"nbs/results", root/"nbs/images"
+STORED = results/"front.json"
+LOOKS = dict(best=("*", "k"), published=("s", "C3"), fast=("^", "C0"), l1=("v", "C0"))
+EARLIER = {"l2 + adv": ("o", "C1"), "l1 + vem paper + adv": ("D", "C2"), "vem tilted + adv": ("P", "C4")}
+
+
+def lines(path): return [json.loads(l) for l in path.read_text(encoding="utf-8").splitlines() if l.strip()]
+
+
+def tasks(): return {p.parent.name: lines(p) for p in sorted((results/"recipes").glob("*/runs.jsonl"))}
+
+
+def by_name(rows):
+    "Finished lines of each recipe."
+    good = [r for r in rows if "error" not in r]
+    return {n: [r for r in good if r["name"] == n] for n in dict.fromkeys(r["name"] for r in good)}
+
+
+def seconds(row): return row["seconds_used"] + row.get("prepared", 0.)
+
+
+def mean_sd(values, digits):
+    "Mean ± standard deviation; the value alone if there is one."
+    m = f"{statistics.fmean(values):.{digits}f}"
+    return m if len(values) < 2 else f"{m} ± {statistics.stdev(values):.{digits}f}"
+
+
+def store(runs):
+    "What the first picture shows: teacher and students on the same latents, costs, latency on this machine."
+    import torch
+    from vemi_kit.costs import count_macs
+    from vemi_kit.students import shrink
+    from vemi_kit.study.runner import to_levels
+    from vemi_kit.study.workloads import Digits16
+    from vemi_kit.timing import latency, machine_text
+    from vemi_kit.zoo.dcgan import digits_teacher
+    torch.set_num_threads(1)
+    net, work = digits_teacher()[0], Digits16()
+    x = work.held_out(2*work.n_judge)[0][:12]
+    students = {n: rs[0] for n,rs in by_name(lines(runs)).items()}
+    width, = {r["width"] for r in students.values()}
+    small = shrink(net, width=width).eval()
+    with torch.no_grad(): pictures = dict(teacher=to_levels(net(x)))
+    pictures |= {n: r["pictures"] for n,r in students.items()}
+    both = dict(teacher=net, student=small)
+    times = {n: latency(m, x[:1], seconds=3.) for n,m in both.items()}
+    cost = {n: dict(macs=count_macs(m, x[:1]), ms=times[n].ms, iqr_ms=times[n].iqr_ms) for n,m in both.items()}
+    pack = lambda p: base64.b64encode(np.array(p, dtype=np.uint8)[:,0].tobytes()).decode()
+    side = np.array(pictures["teacher"]).shape[-1]
+    found = dict(task=work.name, width=width, side=side, cost=cost,
+                 machine=machine_text("cpu"), pictures={n: pack(p) for n,p in pictures.items()},
+                 lines={n: dict(seed=r["seed"], formula=r["formula"], last=r["last"]) for n,r in students.items()})
+    STORED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def unpack(text, side): return np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(-1, side, side)
+
+
+def captions(found):
+    "Below each panel: costs, and how far from the teacher."
+    cost = lambda n: f"{found['cost'][n]['macs']/1e6:.2f} M MACs, {found['cost'][n]['ms']:.2g} ms"
+    far = lambda n: f"Fréchet distance {found['lines'][n]['last']['frechet_teacher']:.1f}"
+    return {
+        "teacher": f"teacher\n{cost('teacher')}",
+        "best": f"student, recipe `best`\n{cost('student')}\n{far('best')}",
+        "published": f"student, published form\n{cost('student')}\n{far('published')}",
+    }
+
+
+def conclusion(found):
+    "Title of the first picture."
+    far = {n: r["last"]["frechet_teacher"] for n,r in found["lines"].items()}
+    fewer = found["cost"]["teacher"]["macs"]/found["cost"]["student"]["macs"]
+    which = "nearer to" if far["best"] < far["published"] else "farther from"
+    return f"{fewer:.0f} times fewer MACs; `best` ends {which} the teacher than the published form"
+
+
+def draw_front(found):
+    "Teacher, student of `best`, student of the published form: the same twelve latents each."
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, 3, figsize=(8,3.), dpi=100, layout="constrained")
+    for ax,(name,text) in zip(axes, captions(found).items()):
+        x = np.pad(unpack(found["pictures"][name], found["side"]), ((0,0),(1,1),(1,1)), constant_values=255)
+        grid = np.concatenate([np.concatenate(list(row), 1) for row in x.reshape(3, 4, *x.shape[1:])], 0)
+        ax.imshow(grid, cmap="gray", vmin=0, vmax=255)
+        ax.set(xticks=[], yticks=[], frame_on=False)
+        ax.set_xlabel(text, fontsize=10)
+    fig.suptitle(conclusion(found), fontsize=11)
+    return fig
+
+
+def earlier(task, width):
+    "Adversarial methods of the first comparison, at the same width."
+    path = results/"compare"/task/"runs.jsonl"
+    rows = lines(path) if path.exists() else []
+    mine = by_name([r for r in rows if r["width"] == width and r["budget"] == "steps"])
+    return {n: mine[n] for n in EARLIER if n in mine}
+
+
+def draw_verdict(found):
+    "Distance to the teacher over the seconds of a run, a panel for each task."
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, len(found), figsize=(3.2+2.6*len(found),3.), dpi=100, layout="constrained",
+                             squeeze=False)
+    seen = {}
+    for ax,(task,rows) in zip(axes[0], found.items()):
+        recipes, before = by_name(rows), earlier(task, rows[0]["width"])
+        for i,(name,mine) in enumerate([*recipes.items(), *before.items()]):
+            mark, colour = {**LOOKS, **EARLIER}.get(name, ("X", f"C{5+i}"))
+            face = colour if name in recipes else "none"
+            style = dict(ls="", marker=mark, ms=9 if name == "best" else 6, color=colour, mfc=face)
+            at = [seconds(r) for r in mine], [r["last"]["frechet_teacher"] for r in mine]
+            seen[name], = ax.plot(*at, **style)
+        top = 1.1*max(ax.dataLim.y1, 0)
+        ax.set(title=f"{task}, width {rows[0]['width']}", xlabel="seconds of a core", xlim=(0,None), ylim=(0,top))
+    fig.legend(seen.values(), seen.keys(), loc="outside right center", fontsize=8)
+    axes[0,0].set_ylabel("Fréchet distance to the teacher")
+    fig.suptitle("Each mark a run; lower is nearer; filled: recipes; hollow: the first comparison", fontsize=10)
+    return fig
+
+
+def interval(a, b):
+    "Mean difference over common seeds and half of its 95% interval; None for less than two."
+    from vemi_kit.study.report import t_quantile
+    values = lambda rows: {r["seed"]: r["last"]["frechet_teacher"] for r in rows}
+    va, vb = values(a), values(b)
+    d = [va[s]-vb[s] for s in va if s in vb]
+    if len(d) < 2: return None
+    return statistics.fmean(d), t_quantile(len(d)-1, .95)*statistics.stdev(d)/len(d)**.5
+
+
+def task_sentence(task, rows):
+    "One sentence from the lines of a task."
+    groups, digits = by_name(rows), 2 if rows[0]["last"]["frechet_teacher"] > 1 else 4
+    said = lambda n: (f"{mean_sd([r['last']['frechet_teacher'] for r in groups[n]], digits)} in "
+                      f"{statistics.fmean(map(seconds, groups[n])):.0f} s")
+    n = len(groups["best"])
+    text = f"**{task}**: `best` {said('best')}"
+    if "published" in groups:
+        text += f", the published form {said('published')}"
+        found = interval(groups["best"], groups["published"])
+        if found:
+            mean, half = found
+            which = "nearer" if mean+half < 0 else "farther" if mean-half > 0 else "no clear difference"
+            text += f": {which} ({mean:+.{digits}f} ± {half:.{digits}f})"
+    where = f"nbs/results/recipes/{task}/runs.jsonl"
+    return f"- {text}; [{n} seed{'s'*(n > 1)}]({where})."
+
+
+def term_sentence():
+    "How often the paper's kind of term helped in the first comparison."
+    from vemi_kit.study.report import verdict
+    from vemi_kit.study.workloads import Workload
+    found = verdict([r for t in Workload.registry for r in lines(results/"compare"/t/"runs.jsonl")])
+    ahead, behind = sum(v["low"] > 0 for v in found), sum(v["high"] < 0 for v in found)
+    where = f"in {ahead or 'none'} of {len(found)} comparisons, behind in {behind} (95% intervals)"
+    return f"- **The mutual-information term**: ahead {where}; [why](nbs/tutorials/comparison.ipynb)."
+
+
+def digest(data):
+    "Of what a picture shows and of this file, which draws it."
+    text = json.dumps(data, sort_keys=True) + Path(__file__).read_text(encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def keep(name, data, draw):
+    "Draw a picture anew unless the stored one was made of the same data by the same code."
+    from PIL import Image
+    path, key = images/f"{name}.png", digest(data)
+    if path.exists() and Image.open(path).info.get("Source") == key: return
+    images.mkdir(exist_ok=True)
+    draw(data).savefig(path, metadata={"Source": key})
+
+
+def pictures():
+    "Both pictures of the README, up to date."
+    import matplotlib
+    matplotlib.use("Agg")
+    recipes = tasks()
+    keep("front", json.loads(STORED.read_text(encoding="utf-8")), draw_front)
+    keep("verdict", recipes, draw_verdict)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1: store(Path(sys.argv[1]))
+    pictures()
