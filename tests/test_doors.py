@@ -32,9 +32,10 @@ from vemi_kit.nats.bounds import conditional_bound
 from vemi_kit.nats.vem import TiltedVEM
 from vemi_kit.pruning import prune
 from vemi_kit.schedules import alternate, constant, cosine, exponential, linear, student_plan, warmup
-from vemi_kit.show import show_images, split_view
+from vemi_kit.show import show_images
 from vemi_kit.students import shrink
 from vemi_kit.timing import latency
+from vemi_kit.versions import split_view
 from vemi_kit.vem import VEM
 from vemi_kit.zoo.dcgan import SNDiscriminator, SNGenerator, digits_teacher, train_gan
 from vemi_kit.zoo.restorers import SRResNet, UNetRestorer

@@ -1,10 +1,12 @@
 """The term in the loop: students that move, on digits, faces and photographs; resume; the share that is held;
 inside a loop of one's own.
 """
-import copy
+import copy, threading
+from concurrent.futures import ThreadPoolExecutor
 import pytest, torch
 from torch import nn
-from vemi_kit.core import set_seed
+from vemi_kit.core import generator, set_seed
+from vemi_kit.chains import langevin
 from vemi_kit.data.pictures import digits, faces, photo_crops, resize
 from vemi_kit.data.batches import Batches, Latents
 from vemi_kit.callbacks import Checkpoint, History
@@ -12,8 +14,11 @@ from vemi_kit.distill import Distiller, distill
 from vemi_kit.methods.base import Objective
 from vemi_kit.nats.vem import TiltedVEM
 from vemi_kit.students import shrink
+from vemi_kit.vem import VEM
 from vemi_kit.zoo.dcgan import digits_teacher
 from vemi_kit.zoo.restorers import SRResNet
+
+LOCK = threading.Lock()
 
 
 class Still(nn.Module):
@@ -127,3 +132,36 @@ def test_a_batch_of_one_is_held_back_too():
         return (vem.energy.tilt.weights - before).abs().max().item(), vem.trainer.shortened
     (held, n), (free, none) = moved(1e-3), moved(1e9)
     assert n == 5 and none == 0 and held < .2*free
+
+
+def in_threads(*calls):
+    "Run each in a thread of its own, at the same time; what they return."
+    with ThreadPoolExecutor(len(calls)) as pool: return [f.result() for f in [pool.submit(c) for c in calls]]
+
+
+def updates(seed, n=6):
+    "A VEM in a loop: its gap and the student's gradient after each step."
+    g, res = generator(seed), []
+    t, s = (torch.rand(4, 1, 16, 16, generator=g)*2 - 1 for _ in range(2))
+    with LOCK: vem = VEM.like(t, s, seed=seed)                # torch's global generator is drawn from
+    for _ in range(n):
+        s = s.detach().requires_grad_()
+        step = vem.tighten(t, s)
+        step.loss(s).backward()
+        res.append((step.gap, s.grad.norm().item()))
+    return res
+
+
+def test_a_vem_in_each_of_two_threads_learns_as_alone():
+    alone = [updates(seed) for seed in (0, 1)]
+    assert in_threads(lambda: updates(0), lambda: updates(1)) == alone
+
+
+def test_two_threads_may_sample_from_one_energy():
+    s = torch.rand(4, 1, 16, 16, generator=generator(0))*2 - 1
+    energy = VEM.like(s, s).energy.train()
+    chains = [lambda k=k: langevin(energy, s, n_steps=20, g=generator(k))[0] for k in range(4)]
+    alone = [c() for c in chains]
+    for _ in range(5):
+        assert all(map(torch.equal, in_threads(*chains), alone))
+        assert all(m.training for m in energy.modules()) and all(p.requires_grad for p in energy.parameters())

@@ -14,6 +14,7 @@ from .commands import *
 from .runs import *
 from .doors import *
 from .checkpoints import *
+from .versions import *
 from .data.pictures import *
 from .data.fields import *
 from .data.folders import *

@@ -9,7 +9,7 @@ __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_availabl
            'plain_value', 'plain_values', 'frozen']
 
 # %% ../nbs/101_core.ipynb #eeb41599
-import hashlib, importlib, math, numbers, operator, random
+import hashlib, importlib, math, numbers, operator, random, threading
 import numpy as np, torch
 from contextlib import contextmanager
 from torch import nn
@@ -335,21 +335,40 @@ def plain_values(
     "`plain_value` of each."
     return [plain_value(v, f"{name}: {k}") for k,v in values.items()]
 
+# %% ../nbs/101_core.ipynb #d3ced5a7
+# (id, attribute) -> (object, [block, value before it] of each block)
+_frozen, _lock = {}, threading.Lock()
+
+def _freeze(x, name, block):
+    "Turn an attribute off until the block ends."
+    _frozen.setdefault((id(x), name), (x, []))[1].append([block, getattr(x, name)])
+    setattr(x, name, False)
+
+def _thaw(x, name, block):
+    "The block ends: the value before it comes back, or is left to a block that began after it and goes on."
+    blocks = _frozen.get((id(x), name), (x, []))[1]
+    k = next((k for k,(b,_) in enumerate(blocks) if b is block), None)
+    if k is None: return
+    was = blocks.pop(k)[1]
+    if k < len(blocks): blocks[k][1] = was
+    else: setattr(x, name, was)
+    if not blocks: del _frozen[id(x), name]
+
 # %% ../nbs/101_core.ipynb #f618af90
 @contextmanager
 def frozen(
     *nets, # modules; anything else is ignored, so a plain function may take a network's place
 ):
     """Within the block the networks are in evaluation mode and their parameters take no gradient; gradients
-    to *inputs* still flow.
+    to *inputs* still flow. Blocks of several threads may overlap: the last to leave puts everything back.
     """
-    mods = [m for n in nets if isinstance(n, nn.Module) for m in n.modules()]
-    pars = [p for n in nets if isinstance(n, nn.Module) for p in n.parameters()]
-    was = [m.training for m in mods], [p.requires_grad for p in pars]
+    nets = [n for n in nets if isinstance(n, nn.Module)]
+    modes = [(m, "training") for n in nets for m in n.modules()]
+    block, held = object(), modes + [(p, "requires_grad") for n in nets for p in n.parameters()]
     try:
-        for m in mods: m.training = False
-        for p in pars: p.requires_grad_(False)
+        with _lock:
+            for x,name in held: _freeze(x, name, block)
         yield
     finally:
-        for m,t in zip(mods, was[0]): m.training = t
-        for p,r in zip(pars, was[1]): p.requires_grad_(r)
+        with _lock:
+            for x,name in held: _thaw(x, name, block)
