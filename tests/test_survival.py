@@ -309,6 +309,8 @@ def adversarial(seed):
     ("data", dict(), dict(data=lambda: Batches(X[:11], 4))),
     ("methods", dict(methods=lambda: adversarial(0)), dict(methods=lambda: adversarial(1))),
     ("read", dict(), dict(value_range=None)),
+    ("read", dict(), dict(teacher_read=dict(clamp=True))),
+    ("student_read", dict(), dict(student_read=dict(value_range=(-2, 2)))),
     ("precision", dict(), dict(mixed_precision="bf16")),
     ("plan", dict(plan={"student.lr": 1e-3}), dict(plan={"student.lr": lambda i: 1e-3 if i != 4 else 2e-3})),
 ])

@@ -75,6 +75,7 @@ from .methods.relativistic import *
 from .methods.score import *
 from .methods.dcd import *
 from .methods.moments import *
+from .readers import *
 from .preflight import *
 from .callbacks import *
 from .averages import *

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_available', 'default_device', 'check_finite',
            'check_batch', 'check_range', 'check_images', 'check_path', 'check_number', 'check_alike', 'check_pairs',
-           'check_net', 'check_dtype', 'checked_call', 'DivergenceError', 'require', 'digest', 'plain_number',
-           'plain_value', 'plain_values', 'frozen']
+           'check_net', 'check_dtype', 'failed_at', 'checked_call', 'DivergenceError', 'require', 'digest',
+           'plain_number', 'plain_value', 'plain_values', 'frozen']
 
 # %% ../nbs/101_core.ipynb #eeb41599
 import hashlib, importlib, math, numbers, operator, random, threading
@@ -259,6 +259,22 @@ def _refuse_unbatched(m, x):
     if not (x and torch.is_tensor(x[0])) or x[0].ndim != len(m.kernel_size)+1: return
     raise ValueError(f"a convolution got {tuple(x[0].shape)}, without a batch axis; add one with x[None]")
 
+# %% ../nbs/101_core.ipynb #0288dd98
+def failed_at(
+    net:nn.Module, # that was called
+    e:Exception, # what rose from it
+) -> str: # "layer 'body.0' (Conv2d)", or a line of its forward; "" if it was not entered
+    "Where in a network an error rose, for messages."
+    names, tb, found = {id(m): n for n,m in net.named_modules()}, e.__traceback__, ""
+    while tb is not None:
+        frame = tb.tb_frame
+        m = frame.f_locals.get("self")
+        name = names.get(id(m)) if isinstance(m, nn.Module) else None
+        if name: found = f"layer {name!r} ({type(m).__name__})"
+        elif m is net and frame.f_code.co_name == "forward": found = f"line {tb.tb_lineno} of its forward"
+        tb = tb.tb_next
+    return found
+
 # %% ../nbs/101_core.ipynb #c0de0013
 @contextmanager
 def checked_call(
@@ -275,9 +291,11 @@ def checked_call(
     hooks = [m.register_forward_pre_hook(_refuse_unbatched) for m in convs]
     try: yield
     except (NotImplementedError, torch.OutOfMemoryError): raise
-    except (RuntimeError, TypeError, ValueError) as e:
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError) as e:
         got = [f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__ for x in inputs]
-        raise ValueError(f"{name}: the network cannot take the inputs {', '.join(got)}: {e}") from e
+        at, kind = failed_at(net, e), "" if isinstance(e, (RuntimeError, ValueError)) else type(e).__name__
+        told = ": ".join(filter(None, (at, kind, str(e))))
+        raise ValueError(f"{name}: the network cannot take the inputs {', '.join(got)}: {told}") from e
     finally:
         for h in hooks: h.remove()
 

@@ -7,6 +7,7 @@ __all__ = ['Distiller', 'check_heard']
 
 # %% ../nbs/709_distiller.ipynb #caeb83cf
 import torch
+from collections.abc import Callable
 from fastcore.all import patch
 from torch import nn
 from .core import check_finite, check_net, check_number
@@ -16,8 +17,9 @@ from .processes import check_same, own_share, sync_buffers, sync_grads, sync_sta
 from .runs import make_accelerator, until_stopped
 from .data.batches import Stream
 from .schedules import Plan
-from .methods.reader import Reader
+from .methods.reader import Reader, as_network
 from .methods.taps import Taps
+from .readers import find_readers
 from .preflight import check_numbers, first_look, identify, rehearse, try_smallest
 from .callbacks import name_callbacks, run_clock
 from .averages import Averaged
@@ -29,14 +31,11 @@ from .recipes import find_recipe
 
 # %% ../nbs/709_distiller.ipynb #08bd8e61
 class Distiller:
-    """Distil `teacher` into `student` by a recipe; both map a batch's inputs to pictures (b, c, h, w) in
-    [-1, 1].
-    """
-    @door(teacher=check_net, student=check_net, device=check_device)
-    @door(mixed_precision=one_of("no","bf16","fp16"), betas=check_betas)
-    @door(callbacks=kind_of(list, tuple), plan=kind_of(dict, Plan))
+    "Distil `teacher` into `student` by a recipe; both map a batch's inputs to pictures (b, c, h, w)."
+    @door(student=check_net, device=check_device, betas=check_betas, callbacks=kind_of(list, tuple))
+    @door(mixed_precision=one_of("no","bf16","fp16"), plan=kind_of(dict, Plan))
     def __init__(self,
-        teacher:nn.Module, # frozen while the run lasts
+        teacher:nn.Module|Callable, # frozen while the run lasts; or a plain function of inputs
         student:nn.Module, # trained in place; with `ema`, ends as the average
         methods:object, # a recipe's name, phases or formula such as "l1 + vem"; Methods; a `Recipe`
         data:object, # `batch(i)` gives inputs, or (inputs, target, ...); or an iterable, see `Stream`
@@ -52,6 +51,8 @@ class Distiller:
         inputs:object=None, # parts of a batch for the networks, see `Reader`; None: as their forward asks
         output:object=None, # part of what they return that is pictures, see `Reader`; None: the only one
         value_range:tuple|None=(-1,1), # of their pictures; mapped to [-1, 1]; None takes them as they are
+        teacher_read:Reader|dict|None=None, # how the teacher is read where it differs: dict(value_range=...)
+        student_read:Reader|dict|None=None, # how the student is read where it differs
         settings:dict|None=None, # arguments of methods in formulas, by name
         ema:float|None=None, # decay of the average, see `Averaged`; 0: none; None: the recipe's, or none
         cache:object=None, # inputs to draw for a pool, a `TeacherCache`, True, False; None: where it pays
@@ -61,8 +62,8 @@ class Distiller:
         self.accelerator, self.accelerate_state = make_accelerator(device, mixed_precision)
         with self.accelerate_state:
             self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
-        self.teacher, self.student = teacher.to(self.device), student.to(self.device)
-        self.read = Reader(inputs, output, value_range)
+        self.teacher, self.student = as_network(teacher, "teacher").to(self.device), student.to(self.device)
+        self.read, self.student_read = find_readers(teacher_read, student_read, inputs, output, value_range)
         self.data = data if hasattr(data, "batch") else Stream(data, self.seed)
         self.minutes, self.told, self.memory = minutes, {}, None
         self.set_recipe(find_recipe(methods).but(settings=settings, ema=ema, cache=cache), lr)
@@ -167,8 +168,9 @@ def pictures(self:Distiller,
     batch:object, # of `batch`
 ) -> torch.Tensor: # (b, c, h, w) in [-1, 1], float32
     "What a network answers to a batch, in the run's precision; raises as `Reader` does."
-    with self.accelerate_state, self.accelerator.autocast(): y = self.read.call(net, batch)
-    return self.read.pictures(y, f"Distiller: {type(net).__name__}")
+    role, read = ("teacher", self.read) if net is self.teacher else ("student", self.student_read)
+    with self.accelerate_state, self.accelerator.autocast(): y = read.call(net, batch)
+    return read.pictures(y, f"Distiller: the {role} ({type(net).__name__})")
 
 # %% ../nbs/709_distiller.ipynb #caf778ee
 @patch
@@ -205,7 +207,7 @@ def enter(self:Distiller,
     self.phase, self.objective = i, self.stages[i].objective.to(self.device)
     t, s = pictures or first_look(self, batch)
     if len(self.stages) > 1: self.stages[i].begin()
-    self.objective.prepare(self.teacher, self.student, batch, t, s, self.read, self.ready)
+    self.objective.prepare(self.teacher, self.student, batch, t, s, self.read, self.ready, self.student_read)
     sync_state(self.objective)
     self.ready = tuple(dict.fromkeys([*self.ready, *self.objective.methods]))
     self.taps = [Taps(net, names) for net,names in zip((self.teacher, self.student), self.objective.layers)]

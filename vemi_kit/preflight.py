@@ -21,11 +21,9 @@ def check_teacher(
     t:torch.Tensor, # its pictures of a batch, (b, c, h, w)
     value_range:tuple|None, # of the run; what it says of [-1, 1]
 ):
-    "Raise `ValueError` for no pictures or values out of range; warn of pictures that look like [0, 1]."
-    try: check_images(t, "Distiller: the teacher's pictures", value_range=value_range and (-1,1))
-    except ValueError as e:
-        how = "or pass value_range=, what the networks give, or None to take pictures as they are"
-        raise ValueError(f"{e}; {how}") from None
+    "Raise `ValueError` for no pictures; warn of pictures that look like [0, 1]."
+    check_images(t, "Distiller: the teacher's pictures", value_range=None)
+    check_finite(t, "Distiller: the teacher's pictures")
     if not len(t): raise ValueError("Distiller: data: the first batch holds no pictures")
     if value_range == (-1,1) and t.min() >= 0 and t.max() > .5:
         how = "if they are meant for [0, 1], pass value_range=(0,1)"
@@ -141,7 +139,8 @@ def try_phase(
     "Prepare a phase's new methods; then loss and gradients of a batch."
     if not set(objective.methods) <= set(ready):
         with torch.no_grad(): t, s = run.pictures(run.teacher, batch), run.pictures(student, batch)
-        objective.to(run.device).prepare(run.teacher, student, batch, t, s, run.read, ready)
+        readers = dict(read=run.read, student_read=run.student_read)
+        objective.to(run.device).prepare(run.teacher, student, batch, t, s, done=ready, **readers)
     for n,w in weights.items(): objective.methods[n].weight = w
     taps = Taps(run.teacher, objective.layers[0]), Taps(student, objective.layers[1])
     with taps[0], torch.no_grad(): t = run.pictures(run.teacher, batch)
@@ -182,7 +181,7 @@ def identify(
     return dict(
         **{k: getattr(run, k) for k in names},
         processes=run.accelerator.num_processes, precision=run.accelerator.mixed_precision,
-        read=describe(run.read), teacher=teacher,
+        read=describe(run.read), student_read=describe(run.student_read), teacher=teacher,
         data={"described": describe(run.data), "first batch": describe(batch)},
         methods={n: describe(m, **given) for n,m in all_methods(run).items()}, **run.asked,
         plan={k: describe([p[k] for p in plans]) for k in plans[0]},

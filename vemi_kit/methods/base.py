@@ -22,9 +22,11 @@ class Method(nn.Module):
 
     `layers` {teacher's layer: student's layer}: what it wants to see of the networks, known after `prepare`.
     `share`: the pull on the student's pictures to be held, see `Objective`. `inside`: it needs the teacher
-    itself, not only its pictures. `read` calls networks on batches; the Objective sets it.
+    itself, not only its pictures. `read` calls the teacher on batches, `student_read` the student; the
+    Objective sets both.
     """
-    name, registry, read, layers, share, inside = "", REGISTRY, Reader(), {}, None, False
+    name, registry, layers, share, inside = "", REGISTRY, {}, None, False
+    read = student_read = Reader()
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
         if cls.name: Method.registry[cls.name] = cls
@@ -148,12 +150,13 @@ def prepare(self:Objective,
     batch:object, # the first batch, as the data gave it
     t:torch.Tensor, # teacher pictures of that batch (b, c, h, w)
     s:torch.Tensor, # student pictures of that batch
-    read:Reader|None=None, # how networks are called; None: as each method has it
+    read:Reader|None=None, # how the teacher is called; None: as each method has it
     done:tuple=(), # names of methods that have been prepared, in an earlier phase of a run
+    student_read:Reader|None=None, # how the student is called; None: as the teacher
 ):
     "Call every method's `prepare`."
     for name,m in self.methods.items():
-        if read is not None: m.read = read
+        if read is not None: m.read, m.student_read = read, student_read or read
         if name not in done: m.prepare(teacher, student, batch, t, s)
 
 # %% ../../nbs/602_methods.base.ipynb #fc831343
@@ -206,7 +209,7 @@ def weighted(
 @patch
 def check_answers(self:Objective, t:torch.Tensor, s:torch.Tensor): # pictures (b, c, h, w)
     "Raise unless both are finite pictures of one shape, in [-1, 1] where that is known."
-    if all(m.read.value_range for m in self.methods.values()):
+    if all(m.read.value_range and m.student_read.value_range for m in self.methods.values()):
         for k,x in (("t",t), ("s",s)): check_scale(x, f"Objective: {k}")
     check_pairs(t, s, "Objective")
 

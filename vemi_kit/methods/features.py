@@ -35,7 +35,8 @@ def prepare(self:FeatureMethod,
     teacher:nn.Module, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor, # see `Method.prepare`
 ):
     "Find the layers and their channels; with `translated`, make the adaptors."
-    found = match_layers(teacher, student, batch, self.wanted, self.read.call, self.name)
+    calls = self.read.call, self.name, self.student_read.call
+    found = match_layers(teacher, student, batch, self.wanted, *calls)
     self.layers, self.channels = {k: v[0] for k,v in found.items()}, {k: v[1:] for k,v in found.items()}
     if self.translated: self.adaptors = FeatureAdaptors(teacher, student, found, self.adaptor).to(s.device)
 

@@ -100,7 +100,7 @@ def prepare(self:OMGD,
 ):
     "Build teachers, discriminators and terms."
     self.prepare_teachers(self._given or {"wide": teacher, "deep": deeper(student)}, s.device)
-    for m in self.parts(): m.read = self.read
+    for m in self.parts(): m.read, m.student_read = self.read, self.student_read
     for m in [*self.critics.values(), *self.terms.values()]: m.prepare(teacher, student, batch, t, s)
     for c in self.critics.values(): c.opt.param_groups[0]["betas"] = (.5, .999)
     self.seen_by = next((m.note for m in self.terms.values() if m.note), "")
@@ -145,7 +145,9 @@ def answer(self:OMGD,
 ) -> tuple: # pictures (b, c, h, w), {layer: features}
     "A teacher's pictures for this batch, and of the first teacher the features for the channel term."
     tapped = self.channel and name == next(iter(self.teachers))
-    with Taps(net, self.channel.layers if tapped else ()) as taps: y = self.read(net, batch)
+    # a deeper student is read like the student
+    read = self.student_read if name == "deep" and not self._given else self.read
+    with Taps(net, self.channel.layers if tapped else ()) as taps: y = read.free()(net, batch)
     return y, taps.seen
 
 # %% ../../nbs/612_methods.omgd.ipynb #8c90e512

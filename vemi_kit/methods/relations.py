@@ -98,7 +98,7 @@ def prepare(self:CRD,
     super(CRD, self).prepare(teacher, student, batch, t, s)
     with Taps(teacher, self.layers) as tt, Taps(student, self.layers.values()) as ss, torch.no_grad():
         self.read.call(teacher, batch)
-        self.read.call(deepcopy(student), batch)
+        self.student_read.call(deepcopy(student), batch)
     self.heads = nn.ModuleDict()
     size = lambda f: self.pool(f).shape[1]
     for k,n in self.layers.items(): self.add_heads(k, size(tt.seen[k]), size(ss.seen[n]))

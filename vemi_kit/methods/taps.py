@@ -123,11 +123,13 @@ def match_layers(
     layers:Iterable|dict|None=None, # names that both have, or {teacher's: student's}; None: all that fit
     call:Callable=lambda net, sample: net(sample), # how a network takes the sample
     name:str="match_layers", # how messages call the caller
+    student_call:Callable|None=None, # how the student takes it; None: as the teacher
 ) -> dict: # {layer of the teacher: (layer of the student, teacher's channels, student's channels)}
     """Layers to compare, their channels probed with `sample`. Raises `ValueError` for layers that do not
     exist, do not run, or whose features are no maps of equal sides.
     """
-    (ts, t_last), (ss, s_last) = _outputs(teacher, sample, call), _outputs(student, sample, call)
+    (ts, t_last), (ss, s_last) = [_outputs(*a) for a in (
+        (teacher, sample, call), (student, sample, student_call or call))]
     if layers is None: layers = _common(teacher, student, (ts, ss), lambda n: n in t_last | s_last, name)
     layers, found = layers if isinstance(layers, dict) else {n: n for n in layers}, {}
     for t,s in layers.items():

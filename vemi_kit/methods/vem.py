@@ -44,8 +44,11 @@ class VEMethod(Method):
 def prepare(self:VEMethod,
     teacher:nn.Module, student:nn.Module, batch:object, t:object, s:object, # see `Method.prepare`
 ):
-    "Build the term for pictures of this shape."
-    self.vem = term_class(self.preset).like(self.positive(batch, t, self.which), s, **self.settings)
+    "Build the term for pictures of this shape; where they have no range, the paper's chain is not clamped."
+    kind = term_class(self.preset)
+    bounded = "clamp" not in kind.defaults or (self.read.value_range and self.student_read.value_range)
+    settings = self.settings if bounded else {"clamp": None, **self.settings}
+    self.vem = kind.like(self.positive(batch, t, self.which), s, **settings)
 
 @patch(as_prop=True)
 def knobs(self:VEMethod) -> object: # the `VEM`

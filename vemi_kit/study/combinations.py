@@ -194,7 +194,7 @@ def _kind(name, side, scale, warm):
 def _gap(run, batch):
     "Mean absolute difference of the student's pictures to the teacher's."
     with frozen(run.teacher, run.student), torch.no_grad():
-        return (run.read(run.student, batch)-run.read(run.teacher, batch)).abs().mean().item()
+        return (run.student_read(run.student, batch)-run.read(run.teacher, batch)).abs().mean().item()
 
 # %% ../../nbs/919_study.combinations.ipynb #478f032d
 def _combination(k, student, spec):
