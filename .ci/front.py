@@ -60,9 +60,9 @@ def store(runs):
     cost = {n: dict(macs=count_macs(m, x[:1]), ms=times[n].ms, iqr_ms=times[n].iqr_ms) for n,m in both.items()}
     pack = lambda p: base64.b64encode(np.array(p, dtype=np.uint8)[:,0].tobytes()).decode()
     side = np.array(pictures["teacher"]).shape[-1]
-    found = dict(task=work.name, width=width, side=side, cost=cost,
-                 machine=machine_text("cpu"), pictures={n: pack(p) for n,p in pictures.items()},
-                 lines={n: dict(seed=r["seed"], formula=r["formula"], last=r["last"]) for n,r in students.items()})
+    told = {n: dict(seed=r["seed"], formula=r["formula"], last=r["last"]) for n,r in students.items()}
+    found = dict(task=work.name, width=width, side=side, cost=cost, machine=machine_text("cpu"), lines=told)
+    found["pictures"] = {n: pack(p) for n,p in pictures.items()}
     STORED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

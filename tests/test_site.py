@@ -1,0 +1,53 @@
+"Parts of the site's builder that need no Sphinx; the workflow builds all of it and checks every link."
+import json, sys
+from pathlib import Path
+import pytest
+
+root = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def website():
+    sys.path.insert(0, str(root/".ci"))
+    import website
+    sys.path.remove(str(root/".ci"))
+    return website
+
+
+def test_pages_have_no_directives_no_widgets_and_no_hidden_cells(website):
+    words = website.terms()
+    for p in website.books():
+        for c in website.notebook(p, words)["cells"]:
+            text = "".join(c["source"])
+            if c["cell_type"] == "code": assert not text.startswith("#|") and "nbdev_export(" not in text
+            assert not [o for o in c.get("outputs", []) if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+
+
+def test_words_link_to_the_glossary_once_and_not_in_code(website):
+    words = website.terms()
+    assert {"nats", "MACs", "iqr", "t_hat", "H(T~|S)", "I(B;X)", "FD"} <= words.keys()
+    text = website.link_terms("`nats` $nats$ [nats](x.md) then nats, and nats\n| nats |", "../", set(), words)
+    assert text == "`nats` $nats$ [nats](x.md) then [nats](../glossary.md#nats), and nats\n| nats |"
+
+
+def test_every_glossary_link_leads_to_a_notebook():
+    import re
+    text = (root/"nbs/glossary.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert len(links) > 10 and all((root/"nbs"/l).exists() for l in links)
+
+
+def test_the_check_finds_what_is_wrong(website, tmp_path):
+    a = '<a href="b.html#x">1</a><a href="b.html#y">2</a><a href="c.html">3</a><a href="https://a.b/">4</a>'
+    (tmp_path/"a.html").write_text(a + '<script src="https://a.b/c.js"></script><img src="d.png">')
+    (tmp_path/"b.html").write_text('<p id="x"></p>')
+    wrong, counts, n = website.check(tmp_path)
+    assert n == 2 and counts == dict(links=4, elsewhere=2)
+    assert wrong == ["a.html loads https://a.b/c.js", "a.html: no anchor b.html#y", "a.html: no c.html", "a.html: no d.png"]
+
+
+def test_start_opens_elsewhere_and_installs_nothing_here():
+    book = json.loads((root/"nbs/001_start.ipynb").read_text(encoding="utf-8"))
+    text = "\n".join("".join(c["source"]) for c in book["cells"])
+    assert "colab.research.google.com/github/" in text and "mybinder.org/v2/gh/" in text
+    assert 'if importlib.util.find_spec("vemi_kit") is None:' in text
