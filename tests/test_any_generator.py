@@ -136,3 +136,20 @@ def test_an_error_of_a_foreign_network_is_told(body, told):
         def forward(self, x): return body(self, x)
     for pair in ((Odd(), conv(4)), (conv(4), Odd())):
         with pytest.raises(ValueError, match=told): distill(*pair, Batches(X, 8), "l1", n_steps=1, **QUIET)
+
+
+def test_a_segmentation_network():
+    "Logits: no range, no clamp; the divergence falls, and the energy's term goes with it."
+    def net(width, seed):
+        set_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 5, 1))
+    teacher, labels = net(16, 0), (X[:, 0] > 0).long()
+    nn.init.normal_(teacher[2].weight, std=2.)                              # sure of itself: logits up to 8
+    kw = dict(n_steps=30, lr=5e-2, log_every=1, value_range=None, **QUIET)
+    r = distill(teacher, net(8, 1), Batches((X, labels), 8), "kl + 0.1*cross_entropy + 0.01*vem", **kw)
+    rows = r[History]
+    assert sum(rows["kl"][-5:]) < .7*sum(rows["kl"][:5]) and rows["kl/same"][-1] > rows["kl/same"][0]
+    assert r.objective.methods["vem"].vem.clamp is None
+    with torch.no_grad(): assert teacher(X).abs().max() > 2
+    with pytest.raises(ValueError, match="value_range=None to take its values as they are"):
+        distill(teacher, net(8, 1), Batches((X, labels), 8), "kl", n_steps=1, **QUIET)

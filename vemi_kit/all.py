@@ -75,6 +75,7 @@ from .methods.relativistic import *
 from .methods.score import *
 from .methods.dcd import *
 from .methods.moments import *
+from .methods.dense import *
 from .readers import *
 from .preflight import *
 from .callbacks import *
@@ -93,6 +94,7 @@ from .deploy.runtime import *
 from .deploy.int8 import *
 from .deploy.script import *
 from .deploy.package import *
+from .recorded import *
 from .teachers import *
 from .enhance.degrade import *
 from .enhance.crops import *

@@ -57,12 +57,20 @@ class TeacherCache(nn.Module):
     ):
         super().__init__()
         if pool.is_floating_point(): check_dtype(pool, teacher, "pool")
-        keys = row_digests(pool)
-        self.rows = {k: i for i,k in enumerate(keys)}
-        pool_hash = hashlib.sha256(b"".join(keys)).hexdigest()[:12]
-        self.made_of = dict(teacher=weights_hash(teacher), pool=pool_hash)
+        self.set_pool(pool)
+        self.made_of["teacher"] = weights_hash(teacher)
         answers, n = teacher_answers(teacher, pool, batch_size), len(pool)
         self.outputs = torch.cat(list(answers)) if path is None else self.in_file(Path(path), answers, n)
+
+# %% ../nbs/704_cache.ipynb #c39d9463
+@patch
+def set_pool(self:TeacherCache,
+    pool:torch.Tensor, # inputs (n, ...)
+):
+    "Know the inputs by their content."
+    keys = row_digests(pool)
+    self.rows = {k: i for i,k in enumerate(keys)}
+    self.made_of = dict(pool=hashlib.sha256(b"".join(keys)).hexdigest()[:12])
 
 # %% ../nbs/704_cache.ipynb #7e5dca06
 @patch
