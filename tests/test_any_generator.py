@@ -6,6 +6,7 @@ from vemi_kit.callbacks import History
 from vemi_kit.core import set_seed
 from vemi_kit.data.batches import Batches, Stream
 from vemi_kit.distill import distill
+from vemi_kit.ship.compress import compress
 
 QUIET = dict(device="cpu", progress=False, cache=False)
 X = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))*2 - 1
@@ -153,3 +154,29 @@ def test_a_segmentation_network():
     with torch.no_grad(): assert teacher(X).abs().max() > 2
     with pytest.raises(ValueError, match="value_range=None to take its values as they are"):
         distill(teacher, net(8, 1), Batches((X, labels), 8), "kl", n_steps=1, **QUIET)
+
+
+class Outline(nn.Module):
+    "A small network of one's own, which a folder names as module:class."
+    def __init__(self, width=4, out=1):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, out, 1))
+        self.config = dict(width=width, out=out)
+    def forward(self, x): return self.body(x)
+
+
+def test_compress_reads_teacher_and_student_apart(tmp_path):
+    "Bytes and channels last to a network of the kit's kind, and logits to logits, with their mean IoU."
+    pytest.importorskip("onnxruntime")
+    x = torch.rand(80, 1, 16, 16, generator=torch.Generator().manual_seed(1))*2 - 1
+    set_seed(0)
+    kw = dict(steps=20, n_held=8, recipe="l1", device="cpu")
+    made = compress(Bytes(conv(8)), x, tmp_path/"bytes", student=Outline(), **kw,
+                    teacher_read=dict(value_range=(0, 255), layout="NHWC"))
+    assert made.verdict.figures["psnr"] > 10 and made.costs[1][1] != "?"
+    with torch.no_grad(): assert made.student(x).abs().max() < 3
+    kw["recipe"] = "kl + 0.01*vem"
+    made = compress(Outline(16, 3), x, tmp_path/"classes", student=Outline(4, 3), **kw,
+                    teacher_read=dict(value_range=None), student_read=dict(value_range=None))
+    assert 0 < made.verdict.figures["mean_iou"] <= 1
+    assert "mean IoU" in (tmp_path/"classes/report.md").read_text(encoding="utf-8") + str(made)

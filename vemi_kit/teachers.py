@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 from .core import frozen, require
 from .files import read_state
-from .methods.reader import FunctionNetwork
+from .methods.reader import FunctionNetwork, Reader
 from .zoo.weights import load_basicsr, load_cyclegan, load_stylegan2
 from .deploy.folder import find_code, load_student
 from .deploy.program import load_program
@@ -33,7 +33,9 @@ class Teacher:
     black_box:bool = False # no gradients, no layers: pictures only
     size:int|None = None # side of its pictures, where the inputs do not decide it
     overshoots:float = 0. # by how much the pictures of the probe left [-1, 1]
-    def __call__(self, x:torch.Tensor) -> torch.Tensor: return self.net(x)
+    read:Reader|None = None # how it is called and where its pictures are; None: `net(x)` gives them
+    def __call__(self, x:torch.Tensor) -> torch.Tensor:
+        return self.net(x) if self.read is None else self.read(self.net, x)
 
 # %% ../nbs/721_teachers.ipynb #17c818ee
 @patch
@@ -56,10 +58,10 @@ def __str__(self:Teacher):
     return f"{self.family}{kind}: {reads} to pictures of {makes} with {self.out_channels} channels"
 
 # %% ../nbs/721_teachers.ipynb #ece26304
-def _try(net, x):
+def _try(net, x, read):
     "Pictures of `x`, or the error."
     try:
-        with frozen(net), torch.no_grad(): y = net(x)
+        with frozen(net), torch.no_grad(): y = net(x) if read is None else read(net, x)
     except Exception as e: return e
     if torch.is_tensor(y) and y.ndim == 4 and len(y) == len(x): return y
     got = tuple(y.shape) if torch.is_tensor(y) else type(y).__name__
@@ -85,11 +87,11 @@ def probe(
     latents = latents or getattr(net, "z_dim", None) or getattr(net, "config", {}).get("z_dim")
     errors = []
     for x in _candidates(latents, channels, side):
-        y = _try(net, x)
+        y = _try(net, x, known.get("read"))
         if torch.is_tensor(y): break
         errors.append(f"{tuple(x.shape)}: {type(y).__name__}: {str(y)[:200]}")
     else:
-        advice = "Give latents= or channels=, or a function that calls it as it wants to be called"
+        advice = "Give latents= or channels=, or read=, a Reader that calls it as it wants to be called"
         raise ValueError(f"{family}: it did not run on inputs of {'; '.join(errors)}. {advice}")
     over = max(0., y.abs().max().item() - 1)
     found = dict(latents=latents, out_channels=y.shape[1], overshoots=over)
@@ -123,28 +125,29 @@ class UnitRange(nn.Module):
 
 def load_restorer_file(
     path:str|Path, # a checkpoint of any family that spandrel knows
+    **kw:object, # further fields of `Teacher`
 ) -> Teacher:
     "A restorer through spandrel; `ImportError` without that extra, `ValueError` for an unknown file."
     loader = require("spandrel", "teachers").ModelLoader(device="cpu")
     try: found = loader.load_from_file(str(path))
     except Exception as e: raise ValueError(f"{path}: spandrel does not know it ({str(e)[:200]})") from e
     net = UnitRange(found.model.eval())
-    return probe(net, found.architecture.name, channels=found.input_channels)
+    return probe(net, found.architecture.name, **dict(dict(channels=found.input_channels), **kw))
 
 # %% ../nbs/721_teachers.ipynb #4e00b189
 NESTED = ("g_ema", "params_ema", "params", "state_dict", "generator", "netG")
 
-def _from_state(path):
+def _from_state(path, **kw):
     "The teacher of a file of tensors."
     state = read_state(path, NESTED, plain=(argparse.Namespace,))
     known = recognise(state)
     if known is None:
-        try: return load_restorer_file(path)
+        try: return load_restorer_file(path, **kw)
         except ImportError as e:
             raise ValueError(f"{path}: names such as {sorted(state)[:4]} belong to none of "
                              f"{sorted({f[0] for f in KNOWN_FILES})}. {e}; or give module:function") from e
     name, load = known
-    return probe(load(path if name == "StyleGAN2" else state), name)
+    return probe(load(path if name == "StyleGAN2" else state), name, **kw)
 
 # %% ../nbs/721_teachers.ipynb #2c36cfb6
 def _from_code(name):
@@ -170,13 +173,13 @@ def _from_file(path, **kw):
         return probe(FunctionNetwork(lambda x: program(x)), "torch.export program", **kw, black_box=True)
     if _is_torchscript(path):
         return probe(torch.jit.load(path, map_location="cpu"), "TorchScript program", **kw, black_box=True)
-    return _from_state(path)
+    return _from_state(path, **kw)
 
 # %% ../nbs/721_teachers.ipynb #b4d91bad
 def load_teacher(
     source:object, # a file, a folder of `save_student`, "module:function", a network, a function of inputs
     trust:bool=False, # as for `load_student`
-    **kw, # latents or channels, where they cannot be found by trying
+    **kw, # latents or channels, where they cannot be found by trying; read, a `Reader`
 ) -> Teacher:
     """A teacher from whatever it comes as. Raises `FileNotFoundError` for a path without a file, `ValueError`
     for a file that nobody knows or a network that does not run.

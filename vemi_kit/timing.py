@@ -179,31 +179,37 @@ class CostReport:
         convention:str="input", # of the MACs
         seconds:float=.5, # for each timing
         ignore:tuple=(), # operators counted as free, as in `count_macs`
+        student_sample:torch.Tensor|None=None, # the student's example input where it differs; None: the same
+        black_box:bool=False, # the teacher's layers cannot be counted
         **options, # of `latency`: threads, dtype, channels_last, warmup
     ):
         if not torch.is_tensor(sample) or len(sample) != 1:
             got = tuple(sample.shape) if torch.is_tensor(sample) else type(sample).__name__
             raise ValueError(f"CostReport: expected one example input (1, ...), got {got}; give sample[:1]")
         for b in batches: check_number(b, "CostReport: batches", 1, whole=True)
-        self.convention, nets = convention, (teacher, student)
-        costs = [layer_costs(n, sample, convention=convention, ignore=ignore) for n in nets]
-        self.params, self.macs = [count_params(n) for n in nets], [c.macs for c in costs]
+        self.convention, pairs = convention, [(teacher, sample), (student, student_sample)]
+        if student_sample is None: pairs[1] = student, sample
+        known = pairs[1:] if black_box else pairs
+        costs = [layer_costs(n, x, convention=convention, ignore=ignore) for n,x in known]
+        hidden = [None]*(2-len(known))
+        self.params = hidden + [count_params(n) for n,_ in known]
+        self.macs = hidden + [c.macs for c in costs]
         self.ignored = sorted({o for c in costs for o in c.ignored})
-        timed = lambda b: [latency(n, sample, batch=b, seconds=seconds, **options) for n in nets]
+        timed = lambda b: [latency(n, x, batch=b, seconds=seconds, **options) for n,x in pairs]
         self.latency = {b: timed(b) for b in batches}
     def _repr_markdown_(self): return self.table()
 
 # %% ../nbs/212_timing.ipynb #28a8e7e9
 @patch(as_prop=True)
-def macs_ratio(self:CostReport) -> float:
+def macs_ratio(self:CostReport) -> float|None: # None: the teacher is a black box
     "How many times more MACs the teacher has."
-    return self.macs[0]/self.macs[1]
+    return self.macs[0] and self.macs[0]/self.macs[1]
 
 # %% ../nbs/212_timing.ipynb #87aa0c43
 @patch(as_prop=True)
-def params_ratio(self:CostReport) -> float:
+def params_ratio(self:CostReport) -> float|None: # None: the teacher is a black box
     "How many times more parameters the teacher has."
-    return self.params[0]/self.params[1]
+    return self.params[0] and self.params[0]/self.params[1]
 
 # %% ../nbs/212_timing.ipynb #2b84bf15
 @patch
@@ -226,14 +232,19 @@ def to_dict(self:CostReport) -> dict:
 
 # %% ../nbs/212_timing.ipynb #d8b30760
 @patch
-def table(self:CostReport) -> str: # markdown
-    "A table of both networks and their ratios."
+def rows(self:CostReport) -> list: # (name, teacher, student, ratio) as texts
+    "Both networks and their ratios; what a black box hides is a question mark, its ratio is empty."
     note = "; without " + ", ".join(self.ignored) if self.ignored else ""
-    macs = f"MACs ({self.convention} convention{note})"
-    rows = [("parameters", *[f"{p:,}" for p in self.params], self.params_ratio)]
-    rows.append((macs, *[f"{m:,}" for m in self.macs], self.macs_ratio))
+    told = lambda values: ["?" if v is None else f"{v:,}" for v in values]
+    rows = [("parameters", *told(self.params), self.params_ratio)]
+    rows.append((f"MACs ({self.convention} convention{note})", *told(self.macs), self.macs_ratio))
     for b,l in self.latency.items():
         times = [f"{x.ms:.3g} (iqr {x.iqr_ms:.2g})" for x in l]
         rows.append((f"ms, {l[0].conditions}", *times, self.speedup(b)))
+    return [(*texts, f"{r:.1f}x" if r else "") for *texts,r in rows]
+
+@patch
+def table(self:CostReport) -> str: # markdown
+    "A table of both networks and their ratios."
     head = ["| | teacher | student | ratio |", "|---|---|---|---|"]
-    return "\n".join(head + [f"| {n} | {t} | {s} | {r:.1f}x |" for n,t,s,r in rows])
+    return "\n".join(head + [f"| {' | '.join(r)} |" for r in self.rows()])

@@ -6,6 +6,7 @@
 __all__ = ['recipe_settings', 'Compressed', 'compress', 'vemi_distill']
 
 # %% ../../nbs/934_ship.compress.ipynb #01f07fb9
+import math, re
 import torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ from ..distill import distill
 from ..distiller import Distiller
 from ..recipes import find_recipe
 from .inputs import find_inputs
-from .report import cost_rows, judge_student, write_page
+from ..methods.reader import Reader
+from ..readers import ReadNetwork, find_reader, find_readers
+from .report import class_pictures, judge_classes, judge_student, write_page
+from ..timing import CostReport
 from .student import ADVERSARIAL, fresh_discriminator, make_student
 from ..study.judge import pictures_of
 from ..teachers import Teacher, load_teacher
@@ -46,17 +50,23 @@ class Compressed:
     folder:Path
     run:Distiller
     verdict:object # a `Verdict`
-    costs:list # as `cost_rows` has them
+    costs:list # rows of a `CostReport`
     def __str__(self):
-        v, c = self.verdict.figures, {r[0]: r[3] for r in self.costs}
+        v, c = self.verdict.figures, {re.split(r"[ ,]", r[0])[0]: r[3] for r in self.costs}
         cheaper = ", ".join(f"{ratio} {name}" for name,ratio in c.items() if ratio)
+        if "mean_iou" in v: return f"{self.folder}: {cheaper}; mean IoU to the teacher {v['mean_iou']:.3f}"
         return f"{self.folder}: {cheaper}; PSNR {v['psnr']:.2f} dB, kernel distance {v['kernel']:.3g}"
 
 # %% ../../nbs/934_ship.compress.ipynb #97ef1650
-def _other_pictures(teacher, inputs, n):
+def _seen(net, read):
+    "What a run sees of a network: inputs to pictures in [-1, 1], or to values as they are."
+    clamp = read.value_range is not None
+    return lambda x: pictures_of(ReadNetwork(net, read.free()), x, clamp=clamp)
+
+def _other_pictures(pictures, inputs, n):
     "The teacher's pictures of training inputs, for distances of crowds."
     batches = range(-(-n//inputs.data.batch_size))
-    return torch.cat([pictures_of(teacher.net, inputs.data.batch(i)) for i in batches])[:n]
+    return torch.cat([pictures(inputs.data.batch(i)) for i in batches])[:n]
 
 def _describe(teacher, inputs, how, run, command):
     "Sentences of the report's head."
@@ -65,16 +75,43 @@ def _describe(teacher, inputs, how, run, command):
     return told + [f"Teacher: {teacher}.", f"Student: {how}.", f"Inputs: {inputs}.",
                    f"Trained for {run.step} steps, seed {run.seed}.", *notes]
 
+# %% ../../nbs/934_ship.compress.ipynb #3b1b77ae
+def _deployed(run, t):
+    "Arguments of `deploy`: the range of the student's values, and the teacher in the same range and order."
+    read = run.student_read
+    lo, hi = read.value_range or (math.floor(t.min()), math.ceil(t.max()))
+    kw = dict(value_range=(lo, hi))
+    if read.layout == "NHWC": return kw | dict(multiple=0)         # its axes are not those of pictures
+    scale = (lambda y: y) if read.value_range is None else lambda y: (y+1)*(hi-lo)/2 + lo
+    # the inputs that a deployed file gets are those of a run
+    return kw | dict(teacher=lambda x: scale(run.read.free()(run.teacher, x)))
+
 # %% ../../nbs/934_ship.compress.ipynb #94bf7446
 def _finish(teacher, student, inputs, run, how, folder, command, seed):
     "Judge, export and write the page."
-    t, s = (pictures_of(n, inputs.held) for n in (teacher.net, student))
-    verdict = judge_student(t, s, _other_pictures(teacher, inputs, max(32, len(t))), seed=seed)
-    costs = cost_rows(teacher.net, student, inputs.held[:1], teacher.black_box)
-    files = deploy(student, folder/"student", inputs.held[:64], teacher.net)
+    pictures, seen = _seen(teacher.net, run.read), _seen(student, run.student_read)
+    t, s = pictures(inputs.held), seen(inputs.held)
+    if run.read.value_range is None:
+        verdict, shown = judge_classes(t, s), [class_pictures(x) for x in (t, s)]
+    else:
+        others, shown = _other_pictures(pictures, inputs, max(32, len(t))), (t, s)
+        verdict = judge_student(t, s, others, seed=seed)
+    samples = [r.laid_out((inputs.held,), {})[0][0] for r in (run.read, run.student_read)]
+    kw = dict(batches=(1,), seconds=.3, threads=1, student_sample=samples[1][:1], black_box=teacher.black_box)
+    costs = CostReport(teacher.net, student, samples[0][:1], **kw).rows()
+    files = deploy(student, folder/"student", samples[1][:64], **_deployed(run, t))
     about = _describe(teacher, inputs, how, run, command)
-    write_page(folder, f"A small {teacher.family}", about, verdict, costs, t, s, str(files))
+    write_page(folder, f"A small {teacher.family}", about, verdict, costs, *shown, str(files))
     return Compressed(student, folder, run, verdict, costs)
+
+# %% ../../nbs/934_ship.compress.ipynb #a333766b
+def _read_teacher(source, given):
+    "The teacher, and how a run reads it: its pictures may overshoot a little unless something else is said."
+    default = {} if given is not None else dict(tolerance=.25)
+    read = find_readers(find_reader(given, default, "teacher_read"), None)[0]
+    teacher = load_teacher(source, read=read.free())
+    teacher.read = read.free()
+    return teacher, dict(teacher_read=read)
 
 # %% ../../nbs/934_ship.compress.ipynb #eaf11dba
 def compress(
@@ -93,20 +130,25 @@ def compress(
     resume:bool=False, # go on with the run in `out`
     device:str|None=None, # where to train; None: the best there is
     command:str="", # what was called, for the report
+    teacher_read:Reader|dict|None=None, # how the teacher is read, see `Reader`; None: pictures, up to 1.25
+    student_read:Reader|dict|None=None, # None: made of the teacher: as it is; others: in [-1, 1]
     **budget:float, # width, macs_ratio, macs, params or latency_ms of the student
 ) -> Compressed:
     """A small generator from a large one. Raises `ValueError` before training for a teacher, data, budget or
     recipe that do not fit together; an interrupted run raises `KeyboardInterrupt` and goes on with
-    `resume=True`.
+    `resume=True`. A teacher with `value_range=None` gives logits of classes, and is judged by these.
     """
-    folder, teacher = check_path(out, "compress: out"), load_teacher(teacher)
+    folder, teacher, readers = check_path(out, "compress: out"), *_read_teacher(teacher, teacher_read)
+    made = student is None and not teacher.black_box
+    shared = vars(teacher.read) if made else {}
+    readers["student_read"] = find_reader(student_read, shared, "student_read")
     inputs = find_inputs(data, teacher, size, n_held, batch_size, seed)
     budget = {k: v for k,v in budget.items() if v is not None}
-    small, how = make_student(teacher, inputs.held[:1], student, seed, **budget)
+    small, how = make_student(teacher, inputs.held[:1], student, seed, readers["student_read"], **budget)
     side = teacher.size or round(teacher.scale*inputs.held.shape[3])
     settings = recipe_settings(recipe, teacher, side, discriminator, seed)
     length = dict(minutes=minutes) if steps is None and minutes is not None else dict(n_steps=steps or 2000)
-    kw = dict(seed=seed, device=device, settings=settings, value_range=None, **length)
+    kw = dict(seed=seed, device=device, settings=settings, **readers, **length)
     run = distill(teacher.net, small, inputs.data, recipe, out=folder/"run", resume=resume, **kw)
     teacher.net.cpu()                                              # judged, timed and exported on the CPU
     student = run.student.cpu().eval()

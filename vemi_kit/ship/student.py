@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from ..core import seeded
 from ..deploy.folder import FAMILIES_BY_NAME
+from ..methods.reader import Reader
 from ..pruning import prune
 from ..students import shrink
 from ..teachers import Teacher
@@ -36,12 +37,13 @@ def own_student(
     student:object, # a network, or a function of the teacher that gives one
     teacher:Teacher, # what it shall replace
     sample:torch.Tensor, # an input
+    read:Reader=Reader(), # how the student is read
 ) -> nn.Module:
     "A student of the user's own, tried on an input; `ValueError` if its pictures have another shape."
     net = student if isinstance(student, nn.Module) else student(teacher.net)
     if not isinstance(net, nn.Module):
         raise TypeError(f"student: expected a network or a function that gives one, got {type(net).__name__}")
-    with torch.no_grad(): want, got = teacher(sample).shape, net.eval()(sample).shape
+    with torch.no_grad(): want, got = teacher(sample).shape, read.free()(net.eval(), sample).shape
     if want == got: return net
     told = f"it makes {tuple(got)} of {tuple(sample.shape)}, the teacher {tuple(want)}"
     raise ValueError(f"student: {told}")
@@ -53,14 +55,16 @@ def make_student(
     sample:torch.Tensor, # an input (1, ...)
     student:object=None, # a network or a function of the teacher; None: see above
     seed:int=0, # of fresh weights; the caller's random numbers are left as they were
+    read:Reader=Reader(), # how a student of the user's own is read
     **budget:float, # width, macs_ratio, macs, params or latency_ms, as for `shrink` and `prune`
 ) -> tuple: # the student, and how it was made
     """A student within the budget. Raises `ValueError` for a budget that cannot be kept or a teacher that
     cannot be made small.
     """
     torch.manual_seed(seed)
-    if student is not None: return own_student(student, teacher, sample), "given"
+    if student is not None: return own_student(student, teacher, sample, read), "given"
     if teacher.black_box: return _family_student(teacher, sample, budget)
+    if teacher.read is not None: sample = teacher.read.laid_out((sample,), {})[0][0]
     known = FAMILIES_BY_NAME.get(type(teacher.net).__name__) is type(teacher.net)
     if known: return shrink(teacher.net, sample=sample, **budget), f"a narrower {type(teacher.net).__name__}"
     if "width" in budget:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JUDGES', 'NOISE_FLOOR', 'MOST_FOR_COIN', 'find_features', 'networks_in', 'shared_weights', 'Judge', 'pictures_of',
-           'PooledFeatures', 'HeldOut']
+           'pair_figures', 'PooledFeatures', 'HeldOut']
 
 # %% ../../nbs/911_study.judge.ipynb #a8a5ce06
 import torch
@@ -86,9 +86,20 @@ def pictures_of(
     x:torch.Tensor, # inputs (n, ...)
     batch_size:int=16, # inputs a forward
     device:str|torch.device="cpu", # where the network is
-) -> torch.Tensor: # (n, c, h, w) in [-1, 1], on the CPU
+    clamp:bool=True, # cut to [-1, 1], as a picture file would; False: logits and the like
+) -> torch.Tensor: # (n, c, h, w), on the CPU
     "What a network makes of inputs, in evaluation mode."
-    with frozen(net): return torch.cat([net(b.to(device)).clamp(-1,1).cpu() for b in x.split(batch_size)])
+    kept = (lambda y: y.clamp(-1, 1)) if clamp else lambda y: y
+    with frozen(net): return torch.cat([kept(net(b.to(device))).cpu() for b in x.split(batch_size)])
+
+def pair_figures(
+    t:torch.Tensor, # the teacher's pictures of held-out inputs (n, c, h, w)
+    s:torch.Tensor, # the student's
+    seed:int=0, # of the noise
+) -> dict: # psnr, ssim, l1, nats_per_dim, nats_per_dim_se
+    "Pair by pair: fidelity, and the Gaussian bound on H(T~|S) in nats a dimension."
+    e = conditional_bound(t, s, NOISE_FLOOR, seed)
+    return dict(fidelity(t, s), nats_per_dim=e.mean/e.d, nats_per_dim_se=e.se/e.d)
 
 @patch
 def pictures(self:Judge,
@@ -147,9 +158,7 @@ def __call__(self:Judge,
 ) -> dict: # all figures
     "Distances, fidelity and conditional entropy of a student; PSNR to the ground truth where there is one."
     s = self.pictures(student, self.inputs)
-    e = conditional_bound(self.t, s, NOISE_FLOOR)
-    figures = dict(self.distances(s), **self.coin(s), **fidelity(self.t, s))
-    figures.update(nats_per_dim=e.mean/e.d, nats_per_dim_se=e.se/e.d)
+    figures = dict(self.distances(s), **self.coin(s), **pair_figures(self.t, s))
     if self.truth is not None: figures["psnr_truth"] = fidelity(self.truth, s)["psnr"]
     if self.certified and certify: figures.update(self.certificate(s))
     return figures
