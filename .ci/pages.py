@@ -2,9 +2,10 @@
 
 Fails on lines over 110 columns, several statements a line, exported cells over 60 lines, a median of exported
 cells over 12 lines, modules over 300 lines, public parameters without annotation, imports of another module's
-private names, and process-wide switches of torch that a notebook leaves on.
+private names, process-wide switches of torch that a notebook leaves on, and cells with imports that need cells
+without: nbdev's documentation runs only the former.
 """
-import argparse, ast, io, json, re, statistics, sys, tokenize
+import argparse, ast, builtins, io, json, re, statistics, sys, tokenize
 from pathlib import Path
 
 COLUMNS, CELL, MEDIAN, ROOM = 110, 60, 12, 300
@@ -73,6 +74,42 @@ def switched(tree):
     return [ast.unparse(c) for c in calls if re.match(r"torch\.(set_grad|set_default|use_det)", ast.unparse(c.func))]
 
 
+def loads(node):
+    "Names that a statement reads when it runs; bodies of functions run later."
+    if isinstance(node, ast.Name): return {node.id} if isinstance(node.ctx, ast.Load) else set()
+    inner = ast.iter_child_nodes(node)
+    if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+        inner = [*getattr(node, "decorator_list", []), *node.args.defaults, *[d for d in node.args.kw_defaults if d]]
+    return set().union(*map(loads, inner))
+
+
+def binds(tree):
+    "Names that a cell defines, wherever in it."
+    found = set()
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load): found.add(n.id)
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)): found.add(n.name)
+        if isinstance(n, ast.arg): found.add(n.arg)
+        if isinstance(n, ast.ExceptHandler) and n.name: found.add(n.name)
+        if isinstance(n, (ast.Import, ast.ImportFrom)): found |= {(a.asname or a.name).split(".")[0] for a in n.names}
+    return found
+
+
+def alone(sources):
+    """Names that a cell with imports takes from cells without: the documentation of nbdev runs the cells that
+    import or export, and no others.
+    """
+    known, missing = set(dir(builtins)) | {"show_doc", "get_ipython", "__name__"}, []
+    for s in sources:
+        tree = ast.parse(body(s))
+        ours = re.match(r"#\|\s*export", s) or any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(tree))
+        if not ours or "nbdev_export(" in s or "#| eval: false" in s: continue
+        known |= binds(tree)
+        if "*" in known: return []
+        missing += sorted(loads(tree) - known)
+    return missing
+
+
 def measure(path):
     "What one notebook has."
     sources = cells(path)
@@ -87,6 +124,7 @@ def measure(path):
         long=[(path.stem, n) for n,s in zip(first, sizes) if s > CELL],
         bare=[b for e in exported for b in bare(ast.parse(e))],
         private=[p for s in sources for p in private(ast.parse(body(s)))],
+        alone=alone(sources),
         switched=[p for s in sources for p in switched(ast.parse(body(s)))],
     )
 
@@ -105,6 +143,7 @@ def faults(found, sizes, lines):
         for name in m["long"]:
             if name not in LONG_CELLS: yield f"{m['notebook']}: the exported cell of {name[1]} is over {CELL} lines"
         if m["bare"]: yield f"{m['notebook']}: parameters without annotation: {', '.join(m['bare'])}"
+        if m["alone"]: yield f"{m['notebook']}: cells with imports take from cells without: {', '.join(m['alone'])}"
         if m["switched"]: yield f"{m['notebook']}: left for the notebooks after it: {', '.join(m['switched'])}"
         if m["private"]: yield f"{m['notebook']}: imports private names: {', '.join(m['private'])}"
     if statistics.median(sizes) > MEDIAN: yield f"median of exported cells: {statistics.median(sizes)} lines, over {MEDIAN}"

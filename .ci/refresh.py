@@ -3,7 +3,7 @@
 With --seconds nothing of the notebooks changes: nbs/results/seconds.json says what each took, in seconds of a
 core, and which extras of the kit it used. `.ci/links.py` writes that on every page.
 """
-import argparse, json, multiprocessing, resource, sys, warnings
+import argparse, base64, io, json, multiprocessing, resource, sys, warnings
 from copy import deepcopy
 from pathlib import Path
 from execnb.nbio import read_nb, write_nb
@@ -36,6 +36,20 @@ def needed():
     "Extras whose packages this process has imported."
     return sorted({e for m,e in EXTRAS.items() if m in sys.modules})
 
+def small_png(text, most=16):
+    "A picture in 256 colours, a third of the bytes, where no value moves by more than `most` of 255."
+    import numpy as np
+    from PIL import Image
+    im = Image.open(io.BytesIO(base64.b64decode(text)))
+    rgb = im.convert("RGB")
+    few = rgb.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    off = np.abs(np.asarray(few.convert("RGB")).astype(int) - np.asarray(rgb)).max()
+    see_through = im.mode == "RGBA" and im.getextrema()[3][0] < 255
+    if im.mode not in ("RGB","RGBA") or see_through or off > most: return text
+    part = io.BytesIO()
+    few.save(part, "PNG", optimize=True, **({"dpi": im.info["dpi"]} if "dpi" in im.info else {}))
+    return base64.b64encode(part.getvalue()).decode()
+
 def used(): return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 def refresh(path, skip_flags, only_seconds=False):
@@ -61,6 +75,9 @@ def refresh(path, skip_flags, only_seconds=False):
         stored[cell.id]["outputs"] = [
             o for o in cell.outputs if o.get("name") != "stderr" and o.get("text") != []
         ]
+        for o in stored[cell.id]["outputs"]:
+            data = o.get("data", {})
+            if "image/png" in data: data["image/png"] = small_png("".join(data["image/png"]))
 
     sys.path.insert(0, str(root))
     # the default doubles the resolution, and the size with it

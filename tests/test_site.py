@@ -46,6 +46,17 @@ def test_the_check_finds_what_is_wrong(website, tmp_path):
     assert wrong == ["a.html loads https://a.b/c.js", "a.html: no anchor b.html#y", "a.html: no c.html", "a.html: no d.png"]
 
 
+def test_cells_with_imports_stand_alone():
+    "The page check says what nbdev's documentation would stumble over."
+    sys.path.insert(0, str(root/".ci"))
+    import pages
+    sys.path.remove(str(root/".ci"))
+    plain = ["#| export\nimport math", "x = 2", "def f(y): return math.pi*y"]
+    assert pages.alone([*plain, "import os\nz = [math.e*k for k in (1,2)]"]) == []
+    assert pages.alone([*plain, "import os\nprint(x, f(1))"]) == ["f", "x"]
+    assert pages.alone([*plain, "import os\ndef g(): return x"]) == []
+
+
 def test_start_opens_elsewhere_and_installs_nothing_here():
     book = json.loads((root/"nbs/001_start.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(c["source"]) for c in book["cells"])
