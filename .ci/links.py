@@ -8,6 +8,7 @@ from pathlib import Path
 
 nbs = Path(__file__).resolve().parent.parent/"nbs"
 HERE = "You are here: "
+TOOK = json.loads((nbs/"results/seconds.json").read_text(encoding="utf-8"))
 EXPORT = "nbdev.nbdev_export()"
 LAST = ["#| hide\n", "# vemi_kit is written from the notebooks by `nbdev_export`, in a shell"]
 
@@ -27,6 +28,14 @@ def imported(notebook):
     return re.findall(r"^\s*from vemi_kit\.([\w.]+) import", "\n".join(exported), re.M)
 
 
+def cost(name):
+    "Extras and seconds of a notebook; empty where nobody has measured them."
+    if name not in TOOK["seconds"]: return ""
+    extras, seconds = ",".join(TOOK["needs"][name]), TOOK["seconds"][name]
+    kit = f"`vemi_kit[{extras}]`" if extras else "`vemi_kit`"
+    return f" It needs {kit} and takes {max(1, round(seconds))} s of a core."
+
+
 def line(name, names, rooms):
     "The line of one notebook."
     link = lambda n: f"[{n}]({n}.ipynb)"
@@ -34,7 +43,8 @@ def line(name, names, rooms):
     way = [f"before it {link(n)}" for n in names[:at][-1:]] + [f"after it {link(n)}" for n in names[at+1:][:1]]
     below = list(dict.fromkeys(rooms[m] for m in imported(books[name]) if m in rooms))
     on = f" It builds on {', '.join(map(link, sorted(below)))}." if below and name != "999_all" else ""
-    return f"{HERE}**{name}**, {', '.join(way)}; [the map](index.ipynb) shows all rooms.{on}"
+    maps = "[the map](index.ipynb) shows all rooms, [the glossary](glossary.md) explains the words."
+    return f"{HERE}**{name}**, {', '.join(way)}; {maps}{on}{cost(name)}"
 
 
 books = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(nbs.glob("[0-9]*.ipynb"))}
