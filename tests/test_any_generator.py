@@ -6,7 +6,11 @@ from vemi_kit.callbacks import History
 from vemi_kit.core import set_seed
 from vemi_kit.data.batches import Batches, Stream
 from vemi_kit.distill import distill
+from vemi_kit.deploy.folder import load_student, save_student
+from vemi_kit.enhance.restorer import Restorer, load_restorer, save_restorer
+from vemi_kit.enhance.tiles import enhance
 from vemi_kit.ship.compress import compress
+from vemi_kit.zoo.restorers import UNetRestorer
 
 QUIET = dict(device="cpu", progress=False, cache=False)
 X = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))*2 - 1
@@ -180,3 +184,18 @@ def test_compress_reads_teacher_and_student_apart(tmp_path):
                     teacher_read=dict(value_range=None), student_read=dict(value_range=None))
     assert 0 < made.verdict.figures["mean_iou"] <= 1
     assert "mean IoU" in (tmp_path/"classes/report.md").read_text(encoding="utf-8") + str(made)
+
+
+def test_any_restorer_is_tiled_and_kept(tmp_path):
+    "A network of this file: found out by trying, tiled, written, and read with trust only."
+    x = torch.rand(1, 1, 60, 75, generator=torch.Generator().manual_seed(0))*2 - 1
+    r = Restorer(Outline(4), "noise").eval()
+    assert (r.channels, r.scale, r.grid) == (1, 1, 1)
+    with torch.no_grad(): assert torch.allclose(enhance(r, x, tile=32), r(x), atol=1e-6)
+    path = save_restorer(tmp_path/"own.safetensors", r, half=False)
+    assert load_restorer(path, "cpu", trust=True)(x).equal(r(x))
+    with pytest.raises(PermissionError, match="trust=True"): load_restorer(path, "cpu")
+    ours = Restorer(UNetRestorer(4, 1), "noise").eval()
+    again = load_student(save_student(ours, tmp_path/"folder"))
+    y = x.expand(-1, 3, -1, -1)
+    assert isinstance(again, Restorer) and again.task == ours.task and again(y).equal(ours(y))

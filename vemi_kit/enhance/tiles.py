@@ -6,38 +6,57 @@
 __all__ = ['reach', 'fit_tiles', 'enhance']
 
 # %% ../../nbs/804_enhance.tiles.ipynb #a19c768c
-import torch
+import copy
+import torch, torch.nn.functional as F
 from functools import partial
 from torch import nn
 from ..core import check_finite, check_images, check_number, frozen, seeded
-from ..metrics.fidelity import align
 from .restorer import Restorer, check_restorer
 
 # %% ../../nbs/804_enhance.tiles.ipynb #66db467e
-def _span_seen(probe, side, a):
+def _span_seen(probe, side, a, channels, s):
     "Of a line of `side` pixels: first and last that `a` middle outputs depend on, and where those begin."
     # along a line is enough: kernels are square
-    x = torch.ones(1, probe.channels, 3, side, dtype=torch.float64, requires_grad=True)
-    s, k = getattr(probe, "scale", 1), side//2//a*a
+    x = torch.ones(1, channels, -(-3//a)*a, side, dtype=torch.float64, requires_grad=True)
+    k = side//2//a*a
     grad, = torch.autograd.grad(probe(x)[..., k*s:(k+a)*s].sum(), x)
     seen = grad.abs().sum((0,1,2)).nonzero()[:,0]
     return seen.min().item(), seen.max().item(), k
 
 # %% ../../nbs/804_enhance.tiles.ipynb #f75299cb
+def _positive(restorer):
+    "A copy whose every path from input to output counts: averages instead of learned weights."
+    net = restorer.net
+    if restorer.known:
+        with seeded(): probe = type(net)(**{**net.config, "width": 1})
+    else: probe = copy.deepcopy(net).cpu().eval()
+    for name,p in probe.named_parameters():
+        value = 1/p[0].numel() if p.ndim > 1 else 0. if name.endswith("bias") else 1.
+        p.data = torch.full_like(p, value)
+    for m in probe.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.reset_running_stats()
+    return probe.double().requires_grad_(False)
+
 @torch.enable_grad()
 def reach(
-    net:nn.Module, # of `FAMILIES`
+    restorer:Restorer|nn.Module, # or a network of `FAMILIES`
 ) -> int:
-    """How far, in input pixels, a restored pixel looks in each direction. Exact: from a copy of the same
-    depth with one channel and positive weights.
+    """How far, in input pixels, a restored pixel looks in each direction: from a copy of the same depth with
+    positive weights, exact for convolutions. `ValueError` for a network that looks at the whole picture.
     """
-    with seeded(): probe = type(net)(**{**net.config, "width": 1}).double()
-    for p in probe.parameters(): nn.init.constant_(p, 1/9) if p.ndim > 1 else nn.init.zeros_(p)
-    a, side = align(net), 32
-    while True:
-        first, last, k = _span_seen(probe, side, a)
+    r = restorer if isinstance(restorer, Restorer) else Restorer(restorer, "pairs")
+    if r.far is None: r.far = _far(r)
+    return r.far
+
+def _far(r):
+    "The reach, from lines that grow until their ends are not seen."
+    probe, a, side = _positive(r), r.grid, 32
+    while a and side <= 4096:
+        first, last, k = _span_seen(probe, side, a, r.channels, r.scale)
         if first > 0 and last < side-1: return max(k-first, last-(k+a-1))
         side *= 2
+    told = f"{type(r.net).__name__} looks at the whole picture, so it cannot be tiled"
+    raise ValueError(f"enhance: {told}; call it as restorer(x)")
 
 # %% ../../nbs/804_enhance.tiles.ipynb #b4c453f6
 def _spans(n, tile, overlap):
@@ -64,8 +83,10 @@ def fit_tiles(
     "Check tiles against the network's reach; `ValueError` names a tile that is safe."
     for k,v in dict(tile=tile, overlap=overlap).items():
         if v is not None: check_number(v, f"enhance: {k}", whole=True)
-    far, a = reach(restorer.net), align(restorer.net)
-    exact = -(-(2*far+8)//a)*a
+    far, a = reach(restorer), restorer.grid
+    # pixels of one cell of the grid look equally far, so whole cells are thrown away
+    dead = -(-far//a)*a
+    exact = -(-(2*dead+8)//a)*a
     if overlap is None: overlap = exact
     if tile is None: tile = -(-max(256, 2*overlap)//a)*a
     what = f"tile={tile} and overlap={overlap}"
@@ -75,7 +96,7 @@ def fit_tiles(
     if tile % a or overlap % a:
         kind = type(restorer.net).__name__
         raise ValueError(f"enhance: {what} should be multiples of {a} for this {kind}")
-    return tile, overlap, min(far, overlap//2)
+    return tile, overlap, min(dead, overlap//2)
 
 # %% ../../nbs/804_enhance.tiles.ipynb #f67754c3
 def _by_shape(n, ys, xs):
@@ -123,6 +144,9 @@ def enhance(
         raise ValueError(f"enhance: expected 1 or {restorer.channels} channels, got {c}")
     check_number(batch_size, "enhance: batch_size", 1, whole=True)
     tile, overlap, dead = fit_tiles(restorer, tile, overlap)
-    ys, xs = _spans(h, tile, overlap), _spans(w, tile, overlap)
+    # a foreign network may take only whole cells of its grid
+    if not restorer.known: x = F.pad(x, (0, -w % restorer.grid, 0, -h % restorer.grid), mode="replicate")
+    ys, xs = (_spans(n, tile, overlap) for n in x.shape[2:])
     with frozen(restorer): res = _stitch(restorer, x, ys, xs, overlap, dead, batch_size)
+    res = res[..., :h*restorer.scale, :w*restorer.scale]
     return check_finite(res, "enhance: the restored picture")

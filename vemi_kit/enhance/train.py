@@ -251,13 +251,22 @@ def _crowd_distances(crowd, extractor):
     fd = FrechetDistance(clean, f"{n} patches of the held-out pictures", extractor)
     return {k: float(fd(v)) for k,v in crowd.items()}, str(fd.protocol(n))
 
+# %% ../../nbs/805_enhance.train.ipynb #6063f6e4
+def _tried_extractor(extractor):
+    "An `Extractor` that reads patches in colour; raises what it raises, before any picture is restored."
+    if extractor is None: return None
+    e = extractor if isinstance(extractor, Extractor) else Extractor(extractor)
+    e(e.prepare(torch.zeros(2, 3, 32, 32)))
+    return e
+
 # %% ../../nbs/805_enhance.train.ipynb #5666c100
 @patch
 def evaluate(self:Enhancer,
     extractor:nn.Module|None=None, # for the Fréchet distance, see `Extractor`; None: `patch_spectra`
     tile:int|None=None, # as for `enhance`
 ) -> Evaluation:
-    "Judge the baseline and whatever networks there are on whole held-out pictures."
+    "Judge baseline, teacher and student on whole held-out pictures; the extractor is tried first."
+    extractor = _tried_extractor(extractor)
     nets = {"bicubic" if self.scale > 1 else "degraded": None}
     nets |= {k: n for k,n in dict(teacher=self.teacher, student=self.student).items() if n is not None}
     rows, crowd = [], {k: [] for k in ("clean", *nets)}

@@ -25,7 +25,8 @@ class DigitClassifier(nn.Module):
     n_features) activations before the last layer.
     """
     reads_channels = 1
-    reads_advice = "it reads grey digits; for colours pass extractor=inception(path) or your own Extractor"
+    reads_advice = ("it reads grey digits; for colours pass extractor=imagenet_features() of "
+                    "vemi_kit.metrics.imagenet (pip install 'vemi_kit[judge]'), inception(path) or your own")
     def __init__(self,
         size:int=16, # other sizes are resized to this one
         width:int=32, # of the first layers
