@@ -12,6 +12,8 @@ COLUMNS, CELL, MEDIAN, ROOM = 110, 60, 12, 300
 LONG_CELLS = {}         # {(notebook, first name defined): reason}
 LONG_ROOMS = {          # {module: reason}
     "core": "the checks that all doors share stand beside seeds and devices",
+    "files": "how files are written and what a failing disk says belong together",
+    "enhance.files": "one folder's work: decode, restore, record, report",
 }
 
 

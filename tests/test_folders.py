@@ -1,14 +1,14 @@
 """Output folders that are files, lie below files, have names that are too long, or are removed in mid-run;
 and a user without a home. What is wrong is said in one line, with exit code 1, and before work where it can be.
 """
-import os, shlex, shutil, subprocess, sys
+import json, os, resource, shlex, shutil, signal, subprocess, sys
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
 from vemi_kit.callbacks import Callback
 from vemi_kit.data.batches import Batches
 from vemi_kit.distill import distill
-from vemi_kit.files import Ledger
+from vemi_kit.files import Ledger, read_rows, save_nets, write_text
 from vemi_kit.enhance.command import vemi_enhance
 from vemi_kit.nats.measure import vemi_bound
 from vemi_kit.study.command import vemi_compare
@@ -75,22 +75,87 @@ def start(name, *args, cwd, **kw):
     return subprocess.Popen([sys.executable, "-c", code, *args, "--device", "cpu"], cwd=cwd, env=env, **pipes)
 
 
-@pytest.mark.parametrize("line, begun", [
-    (f"vemi_enhance {TRAIN} --steps 100000 --out rep", "student/history.jsonl"),
-])
-def test_a_folder_removed_in_mid_run(tmp_path, wait_for, line, begun):
-    "The run ends soon, and says that its folder is gone."
-    pictures(tmp_path/"in", 6)
+RUNS = {
+    "train": (f"vemi_enhance {TRAIN} --steps 100000 --out rep", "student/history.jsonl"),
+    "apply": ("vemi_enhance apply x2 in --out rep", "vemi_enhance.jsonl"),
+    "compare": ("vemi_compare --tasks digits16 --methods l1 --widths 4 --seeds 40 --steps 2 --out rep", "runs.jsonl"),
+}
+SLOW = [pytest.param(k, marks=pytest.mark.slow) if k == "compare" else k for k in RUNS]
+
+
+def begun(tmp_path, wait_for, name):
+    "A command that has written its first line."
+    pictures(tmp_path/"in", 200 if name == "apply" else 6)
+    line, file = RUNS[name]
     name, *args = line.split()
     p = start(name, *args, cwd=tmp_path)
-    path = tmp_path/"rep"/begun
-    wait_for(lambda: path.exists() and path.stat().st_size, p, 120)
-    os.rename(tmp_path/"rep", tmp_path/"elsewhere")
-    shutil.rmtree(tmp_path/"elsewhere")
-    _, err = p.communicate(timeout=60)
+    path = tmp_path/"rep"/file
+    wait_for(lambda: path.exists() and path.stat().st_size, p, 300)
+    return p
+
+
+def ends(p, seconds=120):
+    "What is told last by a command that fails in one line."
+    _, err = p.communicate(timeout=seconds)
     assert p.returncode == 1 and "Traceback" not in err, err[-3000:]
-    told = [l for l in err.replace("\r", "\n").splitlines() if "rep/" in l]
-    assert told and ("is gone" in told[-1] or "No such file" in told[-1]), err[-3000:]
+    told = [l for l in err.replace("\r", "\n").splitlines() if l.startswith("vemi_")]
+    assert len(told) == 1 and "rep" in told[0], err[-3000:]
+    return told[0]
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_folder_removed_in_mid_run(tmp_path, wait_for, name):
+    "The run ends soon, and says that its folder is gone. What was under way may make it again, and no more."
+    p = begun(tmp_path, wait_for, name)
+    os.rename(tmp_path/"rep", tmp_path/"elsewhere")
+    told = ends(p)
+    assert "is gone" in told or "No such file" in told
+    assert len([*(tmp_path/"rep").rglob("*.png")]) < 2 and any((tmp_path/"elsewhere").iterdir())
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="no limits of another process")
+@pytest.mark.parametrize("name", SLOW)
+def test_a_disk_that_is_full_in_mid_run(tmp_path, wait_for, name):
+    "A limit on the size of files stands for the disk. What was written stays whole."
+    p = begun(tmp_path, wait_for, name)
+    size = (tmp_path/"rep"/RUNS[name][1]).stat().st_size
+    resource.prlimit(p.pid, resource.RLIMIT_FSIZE, (size//2, size//2))
+    assert "File too large" in ends(p)
+    assert not list((tmp_path/"rep").rglob("*.part"))
+    # the last line may be cut off
+    rows = (tmp_path/"rep"/RUNS[name][1]).read_text().strip().splitlines()[:-1]
+    assert all(json.loads(row) for row in rows if row)
+
+
+def test_a_ledger_on_a_full_disk(tmp_path):
+    "A row is written whole or not at all, and the rows after it are whole."
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with Ledger(tmp_path/"runs.jsonl") as ledger:
+        ledger.add(dict(a=1))
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))
+            with pytest.raises(OSError, match="runs.jsonl"): ledger.add(dict(a="x"*5000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, old)
+        ledger.add(dict(a=2))
+    assert [r["a"] for r in read_rows(tmp_path/"runs.jsonl")] == [1, 2]
+
+
+def test_weights_on_a_full_disk(tmp_path):
+    "What safetensors says is an error of the disk, with the file's name."
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))
+        with pytest.raises(OSError, match="net.safetensors"):
+            save_nets(tmp_path/"net.safetensors", net=nn.Linear(50, 50))
+        with pytest.raises(OSError, match="a.txt"): write_text(tmp_path/"a.txt", "x"*5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, old)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_ledger_whose_folder_is_removed(tmp_path):

@@ -223,3 +223,6 @@ print(most() - was)
     with pytest.raises(ValueError, match="32x24 pixels are more than 767"): load_image(tmp_path/"small.png")
     monkeypatch.setenv("VEMI_KIT_MAX_PIXELS", "768")
     assert load_image(tmp_path/"small.png").shape == read_picture(tmp_path/"small.png").colour.shape == (3, 24, 32)
+    monkeypatch.setenv("VEMI_KIT_MAX_PIXELS", "many")
+    with pytest.raises(ValueError, match="VEMI_KIT_MAX_PIXELS: expected a number, got 'many'"):
+        load_image(tmp_path/"small.png")

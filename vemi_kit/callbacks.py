@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from .core import DivergenceError, check_number, check_path, frozen
 from .doors import kind_of
-from .files import write_text
+from .files import errors_name, write_text
 from .show import show_images
 from .checkpoints import not_finite, write_checkpoint
 
@@ -90,7 +90,7 @@ def after_step(self:History, figures:dict):
     row = {"step": self.run.step, **{k: v for k,v in figures.items() if k != "knobs"}, **figures["knobs"]}
     self.rows.append(_shared_keys(row))
     if self.path:
-        with self.path.open("a") as f: f.write(json.dumps(row)+"\n")
+        with errors_name(self.path), self.path.open("a") as f: f.write(json.dumps(row)+"\n")
 
 # %% ../nbs/702_callbacks.ipynb #32195588
 @patch

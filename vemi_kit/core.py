@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['generator', 'set_seed', 'fork', 'stream', 'seeded', 'device_available', 'default_device', 'check_finite',
-           'check_batch', 'check_range', 'check_images', 'check_path', 'check_number', 'check_alike', 'check_pairs',
-           'check_net', 'check_dtype', 'failed_at', 'checked_call', 'DivergenceError', 'require', 'digest',
-           'plain_number', 'plain_value', 'plain_values', 'frozen']
+           'check_batch', 'check_range', 'check_images', 'check_path', 'check_number', 'env_number', 'check_alike',
+           'check_pairs', 'check_net', 'check_dtype', 'failed_at', 'checked_call', 'DivergenceError', 'require',
+           'digest', 'plain_number', 'plain_value', 'plain_values', 'frozen']
 
 # %% ../nbs/101_core.ipynb #eeb41599
-import hashlib, importlib, math, numbers, operator, random, threading
+import hashlib, importlib, math, numbers, operator, os, random, threading
 import numpy as np, torch
 from contextlib import contextmanager
 from torch import nn
@@ -190,6 +190,16 @@ def check_number(
     if whole and not -2**63 <= x < 2**63: wanted = f"{wanted}, of at most 64 bits"
     elif math.isfinite(x) and low <= x <= high and not (above and x == low): return x
     raise ValueError(f"{name}: expected {wanted}, got {x!r}")
+
+# %% ../nbs/101_core.ipynb #5ea9e0d9
+def env_number(
+    name:str, # of an environment variable
+    default:float, # where it is not set
+) -> float:
+    "The number that an environment variable holds; `ValueError` that names it if that is no number."
+    try: return float(os.environ.get(name, default))
+    except ValueError: raise ValueError(f"{name}: expected a number, got {os.environ[name]!r}") from None
+
 
 # %% ../nbs/101_core.ipynb #c0de0003
 def check_alike(

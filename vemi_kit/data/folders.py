@@ -13,7 +13,7 @@ from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from ..core import check_number, check_path
+from ..core import check_number, check_path, env_number
 from .pictures import resize
 
 # %% ../../nbs/203_data.folders.ipynb #3d76f6e5
@@ -103,14 +103,14 @@ def open_picture(
     from PIL import Image
     # opening a pipe would wait for a writer
     if Path(path).exists() and not Path(path).is_file(): raise OSError("is not a regular file")
-    limit = int(os.environ.get("VEMI_KIT_MAX_PIXELS", MAX_PIXELS))
+    limit = env_number("VEMI_KIT_MAX_PIXELS", MAX_PIXELS)
     with warnings.catch_warnings():
         # the limit here is lower than the one of which Pillow warns
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         im = Image.open(path)
     if im.width*im.height <= limit: return im
     how = "cut it in pieces, or set the environment variable VEMI_KIT_MAX_PIXELS if memory allows more"
-    raise TooManyPixels(f"{path}: {im.width}x{im.height} pixels are more than {limit:,}; {how}")
+    raise TooManyPixels(f"{path}: {im.width}x{im.height} pixels are more than {limit:,.0f}; {how}")
 
 
 # %% ../../nbs/203_data.folders.ipynb #5ef4feab

@@ -13,9 +13,11 @@ from ..files import write_text
 # %% ../../nbs/716_deploy.script.ipynb #45efab26
 PICTURES = '''"""Pictures through a network: python run.py FOLDER OUT [FILE.onnx]
 
-Needs onnxruntime, numpy and Pillow. Every picture of FOLDER is written to OUT as PNG.
+Needs onnxruntime, numpy and Pillow. Every picture of FOLDER is written to OUT as PNG; the exit code is 1 if
+one could not be read. Pictures of more than 64,000,000 pixels are refused before they are decoded, unless
+the environment variable VEMI_KIT_MAX_PIXELS says another limit.
 """
-import json, sys
+import json, os, sys, warnings
 from pathlib import Path
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
@@ -28,21 +30,39 @@ note = json.loads(net.get_modelmeta().custom_metadata_map["vemi_kit"])
 if not folder.is_dir() or out.resolve() == folder.resolve():
     sys.exit(f"expected a folder of pictures and another one for the results, got {folder} and {out}")
 kinds = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-files = sorted(f for f in folder.iterdir() if f.suffix.lower() in kinds)
+files = sorted(f for f in folder.iterdir() if f.suffix.lower() in kinds and f.is_file())
+limit, failed = float(os.environ.get("VEMI_KIT_MAX_PIXELS", 64_000_000)), 0
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)         # the limit here is lower
+sys.stderr.reconfigure(errors="backslashreplace")
 out.mkdir(parents=True, exist_ok=True)
+
+def read(f):
+    picture = Image.open(f)
+    size = f"{picture.width}x{picture.height} pixels"
+    if picture.width*picture.height > limit: raise ValueError(f"{size} are more than {limit:,.0f}")
+    picture = ImageOps.exif_transpose(picture).convert("L" if note["shape"][0] == 1 else "RGB")
+    if multiple or [picture.height, picture.width] == note["shape"][1:]: return picture
+    raise ValueError(f"{size} do not fit the network, which takes {note['shape'][2]}x{note['shape'][1]}")
+
 for f in files:
-    picture = ImageOps.exif_transpose(Image.open(f)).convert("L" if note["shape"][0] == 1 else "RGB")
+    try: picture = read(f)
+    except Exception as e:
+        failed += 1
+        print(f"{f}: {e}", file=sys.stderr)
+        continue
     h, w = picture.height, picture.width
-    if not multiple and [h, w] != note["shape"][1:]: sys.exit(f"{f} is {h}x{w}, not {note['shape'][1:]}")
     x = np.asarray(picture, np.float32).reshape(h, w, -1).transpose(2, 0, 1)[None]/255*(high-low) + low
     step = multiple or 1
     x = np.pad(x, ((0, 0), (0, 0), (0, -h % step), (0, -w % step)), mode="edge")
     y = net.run(None, {net.get_inputs()[0].name: x})[0][0, :, :round(h*scale), :round(w*scale)]
     y = ((y.clip(low, high)-low)/(high-low)*255).round().astype(np.uint8).transpose(1, 2, 0)
     name = f.stem if sum(g.stem == f.stem for g in files) == 1 else f.name
-    Image.fromarray(y[..., 0] if y.shape[2] == 1 else y).save(out/f"{name}.png")
-print(f"{len(files)} pictures in {out}")
+    try: Image.fromarray(y[..., 0] if y.shape[2] == 1 else y).save(out/f"{name}.png")
+    except OSError as e: sys.exit(f"{out/name}.png cannot be written: {e}")
+print(f"{len(files)-failed} pictures in {out}")
+sys.exit(min(failed, 1))
 '''
+
 
 # %% ../../nbs/716_deploy.script.ipynb #084275b7
 LATENTS = '''"""A grid of pictures from random numbers: python run.py SEED OUT.png [HOW_MANY] [FILE.onnx]

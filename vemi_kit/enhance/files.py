@@ -221,16 +221,25 @@ def _refuse_to_replace(there, out):
     )
 
 # %% ../../nbs/806_enhance.files.ipynb #62f67dfa
+class _JournalLost(OSError): "The journal of an output folder cannot be written."
+
+def _note(journal, row):
+    "Add a line to the journal; it is on the disk when this returns."
+    # a line begins with its end: one that was cut off spoils no other
+    line = f"\n{json.dumps(row)}".encode()
+    try:
+        if journal.write(line) < len(line): raise OSError("the disk is full")
+        os.fsync(journal.fileno())
+    except OSError as e: raise _JournalLost(f"{journal.name} cannot be written: {e.strerror or e}") from e
+
 def _restore_file(restorer, source, out, name, settings, journal, **kw):
     "Restore one file; its line is in the journal before the file is moved into place."
     source_sha = file_hash(source)
     with atomic_write(out/name) as part:
         sha = write_picture(part, restorer.restore(read_picture(source), **kw))
         row = dict(output=name, output_sha=sha, source=source.name, source_sha=source_sha, settings=settings)
-        # a line begins with its end: one that was cut off spoils no other
-        line = f"\n{json.dumps(row)}".encode()
-        if journal.write(line) < len(line): raise OSError(f"{JOURNAL} cannot be written: the disk is full")
-        os.fsync(journal.fileno())
+        _note(journal, row)
+
 
 # %% ../../nbs/806_enhance.files.ipynb #5ab827aa
 def _say(bar, text):
@@ -238,17 +247,33 @@ def _say(bar, text):
     code = getattr(sys.stderr, "encoding", None) or "utf-8"
     bar.write(text.encode(code, "backslashreplace").decode(code), file=sys.stderr)
 
+
+# %% ../../nbs/806_enhance.files.ipynb #42568f17
+def _check_out(journal):
+    "Raise `OSError` if the folder of the journal is gone, or takes nothing more."
+    path = Path(journal.name)
+    if not path.exists(): raise FileNotFoundError(f"{path} is gone; its folder was removed")
+    writable_folder(path.parent, 4096)
+
+def _reason(e, f):
+    "What went wrong with file `f`, in words."
+    kind = "" if isinstance(e, (ValueError, OSError, RuntimeError)) else f"{type(e).__name__}: "
+    return kind + str(e).removeprefix(f"{f}: ")
+
 def _restore_files(restorer, todo, out, names, settings, journal, report, progress, **kw):
-    "Restore the files and record the results in `report`; a failure does not stop the others."
+    "Restore the files, with the results in `report`; a failure that is a file's own does not stop others."
     with tqdm(todo, "restoring", disable=not progress, unit="picture") as bar:
         for f,why in report.failed.items(): _say(bar, f"{f}: {why}")
         for f in bar:
+            _check_out(journal)
             try: _restore_file(restorer, f, out, names[f], settings, journal, **kw)
+            except _JournalLost: raise
             except Exception as e:
-                kind = "" if isinstance(e, (ValueError, OSError, RuntimeError)) else f"{type(e).__name__}: "
-                report.failed[f] = kind + str(e).removeprefix(f"{f}: ")
+                _check_out(journal)
+                report.failed[f] = _reason(e, f)
                 _say(bar, f"{f}: {report.failed[f]}")
             else: report.written.append(f)
+
 
 # %% ../../nbs/806_enhance.files.ipynb #c1ee8bd2
 def enhance_folder(
@@ -261,7 +286,8 @@ def enhance_folder(
 ) -> FolderReport:
     """Restore all pictures of a folder to `out`. Raises `FileNotFoundError` without pictures,
     `FileExistsError` if one would be replaced, `ValueError` for the folder itself as `out` or for wrong
-    tiles, `RuntimeError` if another process writes to `out`; bad files are reported in the result.
+    tiles, `RuntimeError` if another process writes to `out`, `OSError` if `out` takes nothing (more); bad
+    files are reported in the result.
     """
     check_restorer(restorer, "enhance_folder")
     folder, out = check_path(folder, "enhance_folder: folder"), check_path(out, "enhance_folder: out")
