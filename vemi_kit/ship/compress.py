@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from torch import nn
 from ..commands import command
+from ..callbacks import History
 from ..core import check_path
-from ..deploy.folder import find_code
+from ..deploy.folder import builder_name, channel_plan, find_code
 from ..deploy.package import deploy
 from ..distill import distill
 from ..distiller import Distiller
@@ -87,7 +88,14 @@ def _deployed(run, t):
     return kw | dict(teacher=lambda x: scale(run.read.free()(run.teacher, x)))
 
 # %% ../../nbs/934_ship.compress.ipynb #94bf7446
-def _finish(teacher, student, inputs, run, how, folder, command, seed):
+def _kept_as(teacher, student, build):
+    "What builds the student again, for `save_student`; `ValueError` if nothing does."
+    build = build or (teacher.build if getattr(student, "pruned", False) else None)
+    config = {} if build else dict(getattr(student, "config", {}))
+    channel_plan(student, builder_name(student, build), config)
+    return dict(build=build, config=config)
+
+def _finish(teacher, student, inputs, run, how, folder, command, seed, kept):
     "Judge, export and write the page."
     pictures, seen = _seen(teacher.net, run.read), _seen(student, run.student_read)
     t, s = pictures(inputs.held), seen(inputs.held)
@@ -99,9 +107,10 @@ def _finish(teacher, student, inputs, run, how, folder, command, seed):
     samples = [r.laid_out((inputs.held,), {})[0][0] for r in (run.read, run.student_read)]
     kw = dict(batches=(1,), seconds=.3, threads=1, student_sample=samples[1][:1], black_box=teacher.black_box)
     costs = CostReport(teacher.net, student, samples[0][:1], **kw).rows()
-    files = deploy(student, folder/"student", samples[1][:64], **_deployed(run, t))
+    files = deploy(student, folder/"student", samples[1][:64], **_deployed(run, t), **kept)
     about = _describe(teacher, inputs, how, run, command)
-    write_page(folder, f"A small {teacher.family}", about, verdict, costs, *shown, str(files))
+    curves = run[History].plot()
+    write_page(folder, f"A small {teacher.family}", about, verdict, costs, *shown, str(files), curves)
     return Compressed(student, folder, run, verdict, costs)
 
 # %% ../../nbs/934_ship.compress.ipynb #a333766b
@@ -124,7 +133,7 @@ def compress(
     steps:int|None=None, # of training; None: as many as fit in `minutes`, or 2,000
     minutes:float|None=None, # of training on this machine
     size:int|None=None, # side of the pictures that are read, see `find_inputs`
-    n_held:int=256, # inputs to judge on
+    n_held:int=400, # inputs to judge on; a Fréchet distance needs more of them than features (320)
     batch_size:int=8, # of training
     seed:int=0, # of everything
     resume:bool=False, # go on with the run in `out`
@@ -132,6 +141,7 @@ def compress(
     command:str="", # what was called, for the report
     teacher_read:Reader|dict|None=None, # how the teacher is read, see `Reader`; None: pictures, up to 1.25
     student_read:Reader|dict|None=None, # None: made of the teacher: as it is; others: in [-1, 1]
+    build:str|None=None, # "module:function" that makes a network of the student's class; None: its class
     **budget:float, # width, macs_ratio, macs, params or latency_ms of the student
 ) -> Compressed:
     """A small generator from a large one. Raises `ValueError` before training for a teacher, data, budget or
@@ -145,6 +155,7 @@ def compress(
     inputs = find_inputs(data, teacher, size, n_held, batch_size, seed)
     budget = {k: v for k,v in budget.items() if v is not None}
     small, how = make_student(teacher, inputs.held[:1], student, seed, readers["student_read"], **budget)
+    kept = _kept_as(teacher, small, build)                         # an error now, not after the training
     side = teacher.size or round(teacher.scale*inputs.held.shape[3])
     settings = recipe_settings(recipe, teacher, side, discriminator, seed)
     length = dict(minutes=minutes) if steps is None and minutes is not None else dict(n_steps=steps or 2000)
@@ -152,7 +163,7 @@ def compress(
     run = distill(teacher.net, small, inputs.data, recipe, out=folder/"run", resume=resume, **kw)
     teacher.net.cpu()                                              # judged, timed and exported on the CPU
     student = run.student.cpu().eval()
-    return _finish(teacher, student, inputs, run, how, folder, command, seed)
+    return _finish(teacher, student, inputs, run, how, folder, command, seed, kept)
 
 # %% ../../nbs/934_ship.compress.ipynb #3281ae21
 @command
@@ -169,7 +180,7 @@ def vemi_distill(
     steps:int|None=None, # of training
     minutes:float|None=None, # of training, instead of steps
     size:int|None=None, # side of the pictures that are read
-    held:int=256, # inputs to judge on
+    held:int=400, # inputs to judge on; a Fréchet distance needs more than 320
     batch_size:int=8, # of training
     seed:int=0, # of everything
     resume:bool=False, # go on with the run in this folder
