@@ -118,8 +118,8 @@ def recognise(
 
 # %% ../nbs/721_teachers.ipynb #16e0d590
 class UnitRange(nn.Module):
-    """A network for pictures in [0, 1], called with pictures in [-1, 1] and answering in [-1, 1]. Its `config`
-    describes networks of spandrel, so that folders of `save_student` can hold them.
+    """A network for pictures in [0, 1], called with pictures in [-1, 1] and answering in [-1, 1]. Its
+    `config` describes networks of spandrel, so that folders of `save_student` can hold them.
     """
     def __init__(self,
         net:nn.Module, # (b, c, h, w) to (b, c, h', w'), both in [0, 1]
