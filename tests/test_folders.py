@@ -68,7 +68,8 @@ def test_distill_without_a_folder(here, out):
 
 def start(name, *args, cwd, **kw):
     "A command in a process of its own."
-    module = dict(vemi_demo="study.demo", vemi_compare="study.command", vemi_enhance="enhance.command")[name]
+    module = dict(vemi_demo="study.demo", vemi_compare="study.command", vemi_enhance="enhance.command",
+        vemi_bound="nats.measure")[name]
     code = f"import sys; from vemi_kit.{module} import {name}; sys.exit({name}())"
     env = kw.pop("env", {**os.environ, "OMP_NUM_THREADS": "1"})
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -166,11 +167,19 @@ def test_a_ledger_whose_folder_is_removed(tmp_path):
         with pytest.raises(OSError, match="runs.jsonl is gone; its folder was removed"): ledger.add(dict(a=2))
 
 
-@pytest.mark.parametrize("home", [None])
-def test_without_a_home(tmp_path, home):
-    "The work is done without HOME."
-    env = {k: v for k, v in os.environ.items() if k not in ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+DEMO = "--seeds 1 --steps 2 --methods l1 --out rep"
+BOUND = "task 'dense 5x5' --n 200 --steps 2 --levels 2 --out rep"
+
+
+@pytest.mark.parametrize("name, line, home, made", [
+    ("vemi_demo", DEMO, None, "report.md"),
+    ("vemi_bound", BOUND, "/proc/nobody", "bound.png"),         # neither there nor to be made
+])
+def test_without_a_home(tmp_path, name, line, home, made):
+    "The work is done without HOME, or with one that cannot be written."
+    places = "HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME"
+    env = {k: v for k,v in os.environ.items() if k not in places}
     env.update(OMP_NUM_THREADS="1", **({"HOME": home} if home else {}))
-    p = start("vemi_demo", *"--seeds 1 --steps 2 --methods l1 --out rep".split(), cwd=tmp_path, env=env)
+    p = start(name, *shlex.split(line), cwd=tmp_path, env=env)
     _, err = p.communicate(timeout=300)
-    assert p.returncode == 0 and (tmp_path/"rep/report.md").exists(), err
+    assert p.returncode == 0 and (tmp_path/"rep"/made).exists(), err

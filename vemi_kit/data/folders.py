@@ -7,7 +7,6 @@ __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'find_images', 'image_files', 'uprigh
            'fit_square', 'ImageFolder', 'PairedFolder']
 
 # %% ../../nbs/203_data.folders.ipynb #df387e27
-import os
 import numpy as np, torch, warnings
 from fastcore.all import patch, store_attr
 from pathlib import Path
