@@ -1,0 +1,121 @@
+"""Every kind of teacher through every step: read, made small, counted, distilled, exported, run by onnxruntime.
+`python tests/test_matrix.py` prints the table of it; names choose rows."""
+import sys, tempfile
+import pytest, torch
+from pathlib import Path
+from vemi_kit import compress, load_student, load_teacher, save_nets
+from vemi_kit.core import seeded
+from vemi_kit.data.pictures import photo_crops
+from vemi_kit.deploy import OnnxNetwork, export_onnx, export_program
+from vemi_kit.show import table
+from vemi_kit.teachers import UnitRange
+from vemi_kit.zoo.dcgan import SNGenerator
+sys.path.insert(0, str(Path(__file__).parent))
+import originals
+sys.path.pop(0)
+
+
+def checkpoint(folder, net):
+    torch.save(net.state_dict(), folder/"net.pth")
+    return folder/"net.pth", net.eval()
+
+
+def restorer(folder, net): return (lambda path, net: (path, UnitRange(net)))(*checkpoint(folder, net))
+
+
+def spandrel(folder, net):
+    pytest.importorskip("spandrel", exc_type=ImportError)
+    last = getattr(net, "conv_last", None)
+    if last is not None:                                       # random weights leave [0, 1] far behind
+        last.weight.data *= .1
+        last.bias.data.fill_(.5)
+    return restorer(folder, net)
+
+
+def stylegan2(folder):
+    torch.save({"g_ema": originals.stylegan2_state()}, folder/"net.pt")
+    return folder/"net.pt", None
+
+
+def sngan(folder):
+    net = SNGenerator(16, 3, 16, 16).eval()
+    return save_nets(folder/"net.safetensors", generator=net), net
+
+
+def program(folder, kind):
+    net, x = originals.ResnetGenerator().eval(), torch.zeros(2, 3, 32, 32)
+    path = folder/f"net.{kind}"
+    if kind == "onnx": export_onnx(net, path, x, seconds=None)
+    elif kind == "pt2": export_program(net, path, x)
+    else: torch.jit.trace(net, x).save(str(path))
+    return path, net
+
+
+def function(folder): return (lambda x: x.flip(1)), (lambda x: x.flip(1))
+
+
+latents, fewer = dict(data="latents"), dict(macs_ratio=2)
+ROWS = {                       # how it is made in a folder: (what load_teacher takes, the network); how it is compressed
+    "CycleGAN ResNet": (lambda f: checkpoint(f, originals.ResnetGenerator()), {}),
+    "mobile ResNet": (lambda f: checkpoint(f, originals.ResnetGenerator(mobile=True)), {}),
+    "pix2pix U-Net": (lambda f: checkpoint(f, originals.UnetGenerator()), {}),
+    "StyleGAN2": (stylegan2, latents),
+    "SNGAN": (sngan, latents),
+    "MSRResNet x4": (lambda f: restorer(f, originals.MSRResNet()), {}),
+    "RRDBNet x4, spandrel": (lambda f: spandrel(f, originals.RRDBNet(grow=32)), fewer),
+    "SRVGG x4, spandrel": (lambda f: spandrel(f, originals.SRVGGNetCompact()), fewer),
+    "ONNX file": (lambda f: program(f, "onnx"), {}),
+    "torch.export file": (lambda f: program(f, "pt2"), {}),
+    "TorchScript file": (lambda f: program(f, "pt"), {}),
+    "plain function": (function, {}),
+}
+PICTURES = ("CycleGAN ResNet", "mobile ResNet", "pix2pix U-Net", "MSRResNet x4", "RRDBNet x4, spandrel",
+            "SRVGG x4, spandrel")
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@torch.no_grad()
+def test_a_file_is_read_as_the_network_that_wrote_it(name, tmp_path):
+    with seeded(0): source, net = ROWS[name][0](tmp_path)
+    x = photo_crops(32, 2)
+    assert (load_teacher(source)(x)-net(x.clone())).abs().max() < 1e-4
+
+
+def steps_of(name, folder):
+    "One row of the matrix: what each step gave."
+    how = dict(data=photo_crops(32, 40), width=4) | ROWS[name][1]
+    if "macs_ratio" in how: how.pop("width")
+    with seeded(0): source, _ = ROWS[name][0](folder)
+    teacher = load_teacher(source)
+    made = compress(teacher, out=folder/"out", recipe="l1", steps=4, n_held=16, **how)
+    again, onnx = load_student(folder/"out/student"), OnnxNetwork(folder/"out/student/student.onnx")
+    x = teacher.sample(2, 32, torch.Generator().manual_seed(1))
+    with torch.no_grad(): parity, same = (onnx(x)-again(x)).abs().max().item(), torch.equal(again(x), made.student(x))
+    return dict(teacher=name, read=teacher.family, costs=made.costs, steps=made.run.step, parity=parity, same=same)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_a_teacher_goes_through_every_step(name, tmp_path):
+    row = steps_of(name, tmp_path)
+    assert row["steps"] == 4 and row["same"] and row["parity"] < 1e-4, row
+    assert (tmp_path/"out/report.md").is_file()
+
+
+def main(names):
+    rows = []
+    for name in names or ROWS:
+        with tempfile.TemporaryDirectory() as folder:
+            try: row = steps_of(name, Path(folder))
+            except pytest.skip.Exception as e: row = e
+            except ValueError as e: row = e
+        if isinstance(row, BaseException):
+            rows.append((name, f"not done: {str(row)[:150]}", *[""]*4))
+            continue
+        cost = {r[0]: r[3] for r in row["costs"]}
+        rows.append((name, row["read"], *[cost.get(k) or "unknown" for k in ("MACs", "parameters")], row["steps"],
+                     f"{row['parity']:.0e}"))
+    print(table(["teacher", "read as", "fewer MACs", "fewer parameters", "steps", "ONNX differs by"], rows))
+
+
+if __name__ == "__main__": main(sys.argv[1:])
