@@ -15,6 +15,7 @@ from .runs import *
 from .doors import *
 from .checkpoints import *
 from .versions import *
+from .live import *
 from .data.pictures import *
 from .data.fields import *
 from .data.folders import *

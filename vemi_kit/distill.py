@@ -27,7 +27,7 @@ from .distiller import Distiller
 # %% ../nbs/710_distill.ipynb #101cc580
 @patch
 def fit(self:Distiller,
-    resume:str|Path|None=None, # a checkpoint to go on from
+    resume:str|Path|bool|None=None, # a checkpoint to go on from; True: from where this run was interrupted
 ) -> Distiller: # self
     """Run to `n_steps`. Ctrl-C, SIGTERM or SIGHUP end the run after the step in progress, or while it waits
     for data, let the callbacks save, and raise `KeyboardInterrupt`. Global generators and accelerate's state
@@ -37,8 +37,8 @@ def fit(self:Distiller,
     Several processes leave the loop together: a request to stop travels with the gradients, so they take at
     most one step more. None returns before the first has written its last checkpoint.
     """
-    if self.step and resume is None:
-        how = "make a new Distiller, or pass resume= with its checkpoint"
+    if self.step and resume in (None, False):
+        how = "make a new Distiller, or pass resume= with its checkpoint, or True if it was interrupted"
         raise RuntimeError(f"this run has already taken {self.step} steps; {how}")
     self.stop = self.stopped = False
     around = own_randomness(self.seed, self.device), self.accelerate_state, frozen(self.teacher)
@@ -51,17 +51,30 @@ def fit(self:Distiller,
 # %% ../nbs/710_distill.ipynb #1e03f102
 @patch
 def begin_and_loop(self:Distiller,
-    resume:str|Path|None, # as for `fit`
+    resume:str|Path|bool|None, # as for `fit`
 ) -> str: # finished or interrupted
     "Prepare or restore the run, tell the callbacks, and take the steps."
     self.student.train()
-    self.prepare(self.steps_of(resume))
+    if resume is True: self.go_on()
+    else: self.prepare(self.steps_of(resume))
     for c in self.callbacks: c.run = self
-    if resume is not None: self.load(resume)
+    if not isinstance(resume, (bool, type(None))): self.load(resume)
     for c in self.callbacks: c.before_fit()
     status = self.loop()
+    self.paused = random_state(self.device) if status == "interrupted" else None
     exchange(self.accelerator.wait_for_everyone)
     return status
+
+# %% ../nbs/710_distill.ipynb #ff675a71
+@patch
+def go_on(self:Distiller):
+    "Take up an interrupted run where it stopped, in memory. Raises `RuntimeError` if there is none."
+    if getattr(self, "paused", None) is None:
+        raise RuntimeError("resume=True: this run was not interrupted after a step; call fit() without it")
+    set_random_state(self.paused, self.device)
+    # what a checkpoint would hand them
+    for c,state in [(c, c.state_dict()) for c in self.callbacks]:
+        if state: c.load_state_dict(state)
 
 # %% ../nbs/710_distill.ipynb #75bc5597
 @patch
@@ -161,7 +174,8 @@ def distill(
     out:str|Path|None=None, # folder for history.jsonl and checkpoint.pt; None writes nothing
     resume:bool=False, # go on from the checkpoint in `out` if there is one
     every:int=200, # steps between checkpoints
-    progress:bool=True, # show a bar
+    progress:bool=True, # show how far the run is: a bar, or in a notebook's kernel a board, see `Progress`
+    live:bool|None=None, # True: a board in any notebook, and Ctrl-C lets the next cell go on; False: a bar
     guard:bool=True, # end a run that has gone wrong, see `Guard`
     callbacks:list=(), # further Callbacks
     **kw, # further arguments of `Distiller`: n_steps or minutes, lr, ema, cache, settings, plan, ...
@@ -172,12 +186,15 @@ def distill(
     Ctrl-C, SIGTERM and SIGHUP end it after the step in progress, saved in `out`, by `KeyboardInterrupt`. If
     nothing catches that, Python ends as after Ctrl-C (130 in a shell); the kit's commands end with 143 after
     SIGTERM. A handler of the program's own for SIGTERM or SIGHUP stays, and all do outside the main thread.
+    With `live=True` Ctrl-C only ends the run: it is returned, the student keeps what it learned, and
+    `run.fit(resume=True)` goes on.
     """
     path = None if out is None else check_path(out, "distill: out")/"checkpoint.pt"
     if resume and not out:
         raise ValueError("distill: resume=True needs out=, the folder of the run to go on with")
     # the checkpoint last: it saves what the others heard
-    cbs = [History(out and Path(out)/"history.jsonl"), *([Progress()] if progress else []), *callbacks]
+    cbs = [History(out and Path(out)/"history.jsonl"), *([Progress(live=live)] if progress else [])]
+    cbs += callbacks
     cbs += [*([Guard()] if guard else []), *([Checkpoint(path, every)] if out else [])]
     run = Distiller(teacher, student, methods, data, callbacks=cbs, **kw)
     with one_writer(out) if out and run.is_main else nullcontext():
@@ -185,7 +202,11 @@ def distill(
         if there and not resume:
             how = "pass resume=True to go on with it, or choose another out="
             raise FileExistsError(f"{str(path)!r} holds an earlier run; {how}")
-        return run.fit(resume=path if there else None)
+        try: return run.fit(resume=path if there else None)
+        except KeyboardInterrupt as e:
+            if not (live and getattr(run, "paused", None) and not run.signals): raise
+            print(f"{e}; run.fit(resume=True) goes on from here")
+            return run
 
 # %% ../nbs/710_distill.ipynb #587f0df6
 if __name__ != "__main__": callable_module(distill)

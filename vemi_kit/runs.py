@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['calm_interrupt', 'blocked_signals', 'random_state', 'set_random_state', 'seed_all', 'own_randomness', 'own_seed',
            'process_randomness', 'until_stopped', 'writable_folder', 'one_writer', 'AccelerateState', 'close_group',
-           'check_launcher', 'make_accelerator']
+           'check_launcher', 'make_accelerator', 'run_clock']
 
 # %% ../nbs/107_runs.ipynb #5b6dfc93
 import atexit, functools, inspect, os, random, signal, tempfile, threading, time, warnings
@@ -21,11 +21,12 @@ from .processes import process_count, process_index
 # %% ../nbs/107_runs.ipynb #a413d6eb
 @contextmanager
 def calm_interrupt(
-    run:object, # its attribute `stop` becomes True on Ctrl-C, SIGTERM or SIGHUP
+    run:object, # its `stop` becomes True on Ctrl-C, SIGTERM or SIGHUP; `signals` lists those besides Ctrl-C
 ):
     """Ctrl-C, SIGTERM and SIGHUP set `run.stop`; a further Ctrl-C raises `KeyboardInterrupt`, as does the
     first of any while `run.waiting` is true. Outside the main thread signals are left alone.
     """
+    run.signals = []
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -38,7 +39,7 @@ def calm_interrupt(
     was = {}
     _replace(was, signal.SIGINT, handler)
     try:
-        with calm_signals(): yield
+        with calm_signals() as run.signals: yield
     finally:
         for s,old in was.items(): signal.signal(s, old)
 
@@ -246,3 +247,11 @@ def make_accelerator(
     if accelerator.num_processes == 1: check_launcher()
     if ours and torch.distributed.is_initialized(): atexit.register(close_group)
     return accelerator, state
+
+# %% ../nbs/107_runs.ipynb #f391e950
+def run_clock(
+    device:torch.device, # of the run
+) -> Callable: # without arguments, seconds
+    "The processor's time of this process on a CPU with one thread, else the wall clock."
+    own = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if own else time.perf_counter
