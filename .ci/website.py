@@ -22,7 +22,7 @@ from docutils import nodes
 from latex2mathml.converter import convert
 project, html_title, author = "vemi_kit", "vemi_kit", "vemi_kit authors"
 extensions = ["myst_nb"]
-nb_execution_mode, nb_ipywidgets_js = "off", {}
+nb_execution_mode, nb_ipywidgets_js, nb_render_markdown_format = "off", {}, "myst"
 myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath", "html_image"], 4
 myst_links_external_new_tab = False
 html_theme, html_copy_source, html_show_sphinx = "furo", False, False
@@ -87,7 +87,7 @@ LINKED = ("nats", "t_hat", "MACs", "iqr", "H(T~|S)", "I(B;X)", "noise floor", "F
 
 def link_terms(text, where, seen, words):
     "Link the first mention of each word on a page to the glossary; code, math, tables and links stay."
-    kept = r"(```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)|^[|#>].*$|<[^>]+>)"
+    kept = r"(```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)|^[|#>][^\n]*$|<[^>]+>)"
     parts = re.split(kept, text, flags=re.S|re.M)
     for i in range(0, len(parts), 2):
         for w in LINKED:

@@ -30,6 +30,11 @@ def test_words_link_to_the_glossary_once_and_not_in_code(website):
     assert text == "`nats` $nats$ [nats](x.md) then [nats](../glossary.md#nats), and nats\n| nats |"
 
 
+def test_words_below_a_heading_are_linked_and_headings_are_not(website):
+    text = website.link_terms("## In nats\n\nMeasured in nats.", "", set(), website.terms())
+    assert text == "## In nats\n\nMeasured in [nats](glossary.md#nats)."
+
+
 def test_every_glossary_link_leads_to_a_notebook():
     import re
     text = (root/"nbs/glossary.md").read_text(encoding="utf-8")
