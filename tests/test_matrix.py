@@ -25,10 +25,10 @@ def restorer(folder, net): return (lambda path, net: (path, UnitRange(net)))(*ch
 
 def spandrel(folder, net):
     pytest.importorskip("spandrel", exc_type=ImportError)
-    last = getattr(net, "conv_last", None)
-    if last is not None:                                       # random weights leave [0, 1] far behind
-        last.weight.data *= .1
-        last.bias.data.fill_(.5)
+    plain = isinstance(net, originals.SRVGGNetCompact)         # random weights leave [0, 1] far behind
+    last = net.body[-1] if plain else net.conv_last
+    last.weight.data *= .1
+    last.bias.data.fill_(0. if plain else .5)
     return restorer(folder, net)
 
 
@@ -112,7 +112,7 @@ def main(names):
         if isinstance(row, BaseException):
             rows.append((name, f"not done: {str(row)[:150]}", *[""]*4))
             continue
-        cost = {r[0]: r[3] for r in row["costs"]}
+        cost = {r[0].split()[0].strip(","): r[3] for r in row["costs"]}
         rows.append((name, row["read"], *[cost.get(k) or "unknown" for k in ("MACs", "parameters")], row["steps"],
                      f"{row['parity']:.0e}"))
     print(table(["teacher", "read as", "fewer MACs", "fewer parameters", "steps", "ONNX differs by"], rows))
