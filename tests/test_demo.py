@@ -1,10 +1,12 @@
 "The console command in real processes: a whole small demo, and one that is interrupted."
 import json, os, shutil, signal, subprocess, sys
-import pytest
+import pytest, torch
 from PIL import Image
+from vemi_kit.deploy.folder import load_student
 
 COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.study.demo import vemi_demo; sys.exit(vemi_demo())"]
-METHODS = {"l1", "vid", "l1 + vem", "l1 + adversarial", "l1 + adversarial + vem"}
+METHODS = {"best", "l2 + adversary", "l1"}
+QUICK = ["--jobs", "1", "--no-onnx", "--device", "cpu"]
 
 
 def check_report(out, n_runs, complete):
@@ -23,23 +25,23 @@ def finish(command, cwd, **kw):
 
 
 def test_installed_command_and_its_report(tmp_path):
-    "The entry point that the installer made; all default methods."
+    "The entry point that the installer made; all default recipes, in two processes, and the student to ship."
     exe = shutil.which("vemi_demo", path=os.path.dirname(sys.executable)) or shutil.which("vemi_demo")
     assert exe, "console command not installed"
     p = finish([exe, "--seeds", "1", "--steps", "10", "--out", "rep", "--device", "cpu"], tmp_path)
     assert p.returncode == 0, p.stderr
-    r = check_report(tmp_path/"rep", 5, True)
+    r = check_report(tmp_path/"rep", 3, True)
     assert r["costs"]["macs_ratio"] >= 20
-    # the table, and a progress bar
-    assert "| l1 + adversarial + vem | 1 |" in p.stdout and "it/s" in p.stderr
-    assert {x["methods"] for x in r["runs"]} == METHODS
-    vem = next(x for x in r["runs"] if x["methods"] == "l1 + vem")
-    assert {"vem/energy_pos", "vem/gap", "vem/drift", "vem/share"} <= set(vem["history"][0])
-    assert "nats" in vem["held_out"][0]
+    # the table, a progress bar, and how to do it with a network of one's own
+    assert "| l2 + adversary | 10 | 1 |" in p.stdout and "s/it" in p.stderr and "vemi_distill" in p.stdout
+    assert {x["name"] for x in r["runs"]} == METHODS and "nats" in r["runs"][0]["held_out"][0]
+    student = load_student(tmp_path/"rep/student").eval()
+    with torch.no_grad(): assert student(torch.randn(2, 64)).shape == (2, 1, 16, 16)
+    assert (tmp_path/"rep/student/student.onnx").stat().st_size > 10_000
 
 
 def test_ctrl_c_leaves_a_valid_partial_report(tmp_path, wait_for):
-    args = ["--seeds", "50", "--steps", "8", "--methods", "l1", "--out", "rep", "--device", "cpu"]
+    args = ["--seeds", "50", "--steps", "8", "--methods", "l1", "--out", "rep", *QUICK]
     with open(tmp_path/"err", "w") as err:
         p = subprocess.Popen([*COMMAND, *args], cwd=tmp_path, stderr=err, stdout=subprocess.PIPE, text=True)
         report = tmp_path/"rep/report.json"
@@ -64,7 +66,7 @@ def test_ctrl_c_before_the_first_run_says_so(tmp_path):
 
 
 def test_retrained_teacher(tmp_path):
-    args = ["--seeds", "1", "--steps", "4", "--methods", "l1", "--out", "rep", "--device", "cpu"]
+    args = ["--seeds", "1", "--steps", "4", "--methods", "l1", "--out", "rep", *QUICK]
     p = finish([*COMMAND, *args, "--retrain-teacher", "--teacher-steps", "3"], tmp_path)
     assert p.returncode == 0, p.stderr
     assert (tmp_path/"rep/teacher.safetensors").stat().st_size < 1_000_000
@@ -76,6 +78,7 @@ def test_retrained_teacher(tmp_path):
 @pytest.mark.parametrize("args, message", [
     (["--methods", "l1+nothing"], "no method 'nothing'"),
     (["--seeds", "0"], "demo: seeds: expected a whole number >= 1, got 0"),
+    (["--steps", "1"], "demo: steps: at least 2"),
     (["--device", "warp"], "warp"),
     (["--methods", "l1+nothing", "--retrain-teacher"], "no method 'nothing'"),
 ])
@@ -87,7 +90,7 @@ def test_bad_arguments_stop_before_training(tmp_path, args, message):
 
 def test_a_console_that_cannot_show_all_characters(tmp_path):
     "What an encoding lacks becomes an escape; the work is not lost to a print (case 15)."
-    args = ["--seeds", "1", "--steps", "3", "--methods", "l1", "--device", "cpu", "--out", "d"]
+    args = ["--seeds", "1", "--steps", "3", "--methods", "l1", "--out", "d", *QUICK]
     p = finish([*COMMAND, *args], tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert p.returncode == 0, p.stderr
     assert "Fr\\xe9chet" in p.stdout and "\\u2264" in p.stdout
@@ -99,7 +102,7 @@ def test_a_scheduler_that_stops_the_demo(tmp_path, wait_for, name):
     """The signals of cluster schedulers end the run in progress like Ctrl-C; the same command finds what is
     finished. Meanwhile another demo in that folder is refused, before it touches anything.
     """
-    args = ["--steps", "8", "--methods", "l1", "--device", "cpu", "--out", "rep"]
+    args = ["--steps", "8", "--methods", "l1", "--out", "rep", *QUICK]
     report = tmp_path/"rep/report.json"
     with open(tmp_path/"err", "w") as err:
         p = subprocess.Popen([*COMMAND, *args, "--seeds", "50"], cwd=tmp_path, stderr=err, stdout=err)
@@ -121,7 +124,7 @@ def test_a_scheduler_that_stops_the_demo(tmp_path, wait_for, name):
 def test_folders_that_cannot_be_written_to(tmp_path):
     "A file, and a disk without room (a limit on the size of files), are told before the first run."
     import resource
-    args = ["--seeds", "1", "--steps", "3", "--methods", "l1", "--device", "cpu", "--out"]
+    args = ["--seeds", "1", "--steps", "3", "--methods", "l1", *QUICK, "--out"]
     (tmp_path/"file").write_text("mine")
     p = finish([*COMMAND, *args, "file"], tmp_path)
     assert p.returncode == 1 and "is a file; give a folder" in p.stderr and "Traceback" not in p.stderr

@@ -37,6 +37,11 @@ def __str__(self:Recipe):
     return ", ".join([phases_text(self.parts), *said])
 
 @patch
+def facts(self:Recipe) -> dict: # phases, ema, cache, settings
+    "The recipe as plain texts and numbers."
+    return dict(phases=phases_text(self.parts), ema=self.ema, cache=self.cache, settings=self.settings)
+
+@patch
 def but(self:Recipe,
     **other, # ema, cache, settings; those that are None stay as they are
 ) -> Recipe:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_workloads', 'find_configs', 'check_rate', 'read_seeds', 'check_counts', 'plan_runs', 'check_judge', 'check_run',
-           'check_plan', 'key_runs', 'find_reference', 'timed_runs', 'compare']
+           'check_plan', 'key_runs', 'find_reference', 'timed_runs', 'run_plan', 'compare']
 
 # %% ../../nbs/917_study.comparison.ipynb #6a273f36
 import importlib, itertools, json, math, sys
@@ -15,7 +15,7 @@ from torch import nn
 from ..core import check_number, default_device, plain_value, set_seed
 from ..files import weights_hash
 from ..phases import least_steps
-from ..recipes import find_recipe
+from ..recipes import RECIPES, find_recipe
 from ..runs import own_randomness
 from ..metrics.features import Extractor
 from .judge import find_features, shared_weights
@@ -61,15 +61,16 @@ def read_seeds(
 # %% ../../nbs/917_study.comparison.ipynb #f2601fb2
 def check_counts(
     classes:list, # workloads
-    pool:int, # inputs
     certified:int, # pairs
+    pools:dict, # {name: inputs}
     **counts:int|None, # jobs, steps: at least 1
 ):
     "Raises `TypeError` or `ValueError` for numbers that no comparison can have."
     for k,n in counts.items(): n is None or check_number(n, f"compare: {k}", 1, whole=True)
-    for k,n in dict(pool=pool, certified=certified).items(): check_number(n, f"compare: {k}", 0, whole=True)
-    small = [c.name for c in classes if 0 < pool < c.batch_size]
-    if small: raise ValueError(f"compare: pool: 0 or at least a batch of {small} expected, got {pool}")
+    for k,n in dict(certified=certified, **pools).items(): check_number(n, f"compare: {k}", 0, whole=True)
+    for k,n in pools.items():
+        small = [c.name for c in classes if 0 < n < c.batch_size]
+        if small: raise ValueError(f"compare: {k}: 0 or at least a batch of {small} expected, got {n}")
     if 0 < certified < 200:
         raise ValueError("compare: certified values need at least 200 pairs (half of them to fit), got "
                          f"{certified}")
@@ -83,7 +84,7 @@ def plan_runs(
     steps:int|None=None, # of each run; None: the workload's
     lr:float|None=None, # None: the configuration's, what `tune` found, or the workload's
     found:dict|None=None, # of `read_tuned`
-    **extra:object, # certified, pool, course, judge: in the spec unless 0, False or None
+    **extra:object, # certified, pool, cache, course, judge: in the spec unless 0, False or None
 ) -> list: # of specs
     "The runs in their order; `key_runs` adds teacher and key."
     specs, extra = [], {k: v for k,v in extra.items() if v}
@@ -91,6 +92,7 @@ def plan_runs(
         best = tuned_for(found or {}, cls.name, c)
         rate = check_rate(lr or best.lr or cls.lr)
         spec = dict(task=cls.name, name=c.name, formula=c.formula, settings=best.settings, lr=rate)
+        if c.formula in RECIPES: spec["recipe"] = find_recipe(c.formula).facts()
         same = dict(steps=int(steps or cls.steps), budget="steps", batch_size=cls.batch_size, decay=cls.decay)
         for w in widths or cls.widths:
             specs.append(dict(spec, width=w, seed=seed, **same, n_judge=cls.n_judge, **extra))
@@ -204,6 +206,21 @@ def _work(classes, folder, device, spec):
     "One run, in any process."
     return compare_run(next(c for c in classes if c.name == spec["task"]), folder, device, spec)
 
+def run_plan(
+    path:str|Path, # file of the lines
+    classes:list, # workloads
+    specs:list, # of `plan_runs`; they gain `teacher` and `key`
+    teachers:str|Path, # folder of trained teachers
+    device:str|object, # where to compute
+    pool:int=0, # inputs whose answers are computed before the first run
+    **kw:object, # of `run_all`: jobs, plugins, progress, watch
+) -> list: # the lines
+    "Check all runs, make their teachers, and run what is missing."
+    check_plan(classes, specs)
+    check_folder(Path(path).parent, Path(path).name)
+    key_runs(classes, specs, teachers, device, pool)
+    return run_all(path, specs, partial(_work, tuple(classes), str(teachers), str(device)), **kw)
+
 # %% ../../nbs/917_study.comparison.ipynb #0de9121c
 @own_randomness()
 def compare(
@@ -217,6 +234,7 @@ def compare(
     seconds_of:str|None=None, # method whose time all others get in a second run
     certified:int=0, # pairs for certified values; 0: none
     pool:int=0, # fixed inputs, for which the teacher runs once; 0: new inputs in each batch
+    cache:int=0, # inputs of each run that it draws and asks its teacher about itself, in its own time
     jobs:int=1, # processes
     tuned:bool=True, # use what `tune` has written to this folder
     device:str|object|None=None, # None: the best there is
@@ -233,15 +251,13 @@ def compare(
     classes, configs = find_workloads(tasks), find_configs(methods)
     out, device, teachers = Path(out), default_device(device), Path(teachers or Path(out)/"teachers")
     seeds = read_seeds(seeds)
-    check_counts(classes, pool, certified, jobs=jobs, steps=steps)
+    check_counts(classes, certified, dict(pool=pool, cache=cache), jobs=jobs, steps=steps)
     if lr is not None: check_rate(lr, "compare: lr")
     reference, found = find_reference(seconds_of, configs), read_tuned(out) if tuned else {}
-    extra = dict(certified=int(certified), pool=int(pool), course=course, judge=judge)
+    extra = dict(certified=int(certified), pool=int(pool), cache=int(cache), course=course, judge=judge)
     specs = plan_runs(classes, configs, widths, seeds, steps, lr, found, **extra)
-    check_plan(classes, specs)
-    check_folder(out, file)
-    key_runs(classes, specs, teachers, device, pool)
+    kw = dict(jobs=jobs, plugins=plugins, progress=progress, watch=watch)
+    rows = run_plan(out/file, classes, specs, teachers, device, pool, **kw)
+    if reference is None: return rows
     work = partial(_work, tuple(classes), str(teachers), str(device))
-    run = lambda specs: run_all(out/file, specs, work, jobs, plugins, progress, watch)
-    rows = run(specs)
-    return rows if reference is None else rows + run(timed_runs(specs, rows, reference))
+    return rows + run_all(out/file, timed_runs(specs, rows, reference), work, **kw)

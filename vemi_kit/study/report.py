@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'ABOUT', 'heading', 'spread', 'labelled', 'grouped', 'finished', 'compare_table', 't_quantile', 'Paired',
-           'paired', 'effects', 'verdict', 'verdict_table', 'sign_table']
+           'paired_difference', 'paired', 'effects', 'verdict', 'verdict_table', 'sign_table']
 
 # %% ../../nbs/914_study.report.ipynb #5da1af49
 import itertools, json, math, statistics
@@ -151,8 +151,14 @@ class Paired:
 def _by_seed(rows, measure, which):
     return {r["seed"]: r[which][measure] for r in finished(rows) if measure in r[which]}
 
-def _difference(ra, rb, measure, level=.95, which="figures"):
-    "`Paired` of two lists of lines; None without a common seed."
+def paired_difference(
+    ra:list, # lines of one method
+    rb:list, # and of another
+    measure:str, # one of `MEASURES`
+    level:float=.95, # of the interval
+    which:str="figures", # "figures": averaged weights; "last": the last ones
+) -> Paired|None:
+    "Difference of two methods, paired by seed; None without a common seed."
     va, vb = _by_seed(ra, measure, which), _by_seed(rb, measure, which)
     seeds = tuple(sorted(va.keys() & vb.keys()))
     if not seeds: return None
@@ -177,7 +183,7 @@ def paired(
     methods = next(iter(groups.values()))
     for m in (a, b):
         if m not in methods: raise ValueError(f"paired: no method {m!r}; there are {list(methods)}")
-    d = _difference(methods[a], methods[b], measure, level, which)
+    d = paired_difference(methods[a], methods[b], measure, level, which)
     if d is None: raise ValueError(f"paired: no finished seed of {a!r} and {b!r} has {measure!r}")
     return d
 
@@ -232,7 +238,7 @@ def _best(methods, measure, has):
     sides = [[n for n in mean if has(methods[n][0]) == w] for w in (True, False)]
     if not all(sides): return None
     a, b = (max(s, key=lambda n: up*mean[n]) for s in sides)
-    d = _difference(methods[a], methods[b], measure)
+    d = paired_difference(methods[a], methods[b], measure)
     low, high = (d.low, d.high) if up > 0 else (-d.high, -d.low)
     relative = up*d.mean/abs(mean[b]) if mean[b] else math.nan
     return dict(measure=measure, best_with=a, best_without=b, mean_with=mean[a], mean_without=mean[b],

@@ -162,7 +162,7 @@ def settings(self:Digits16,
     d, wide = dict(discriminator=nets["discriminator"]), dict(wide=nets["teacher"])
     real = Batches(self.examples(), self.batch_size)
     omgd = dict(d, real=real, loss="hinge", reconstruction=0., teachers=wide)
-    return dict(adversarial=d, relativistic=d, omgd=omgd)
+    return dict(adversarial=d, relativistic=d, dcd=d, omgd=omgd)
 
 # %% ../../nbs/912_study.workloads.ipynb #b59a4064
 class Faces32(Digits16):
@@ -253,7 +253,8 @@ def settings(self:Photos2x,
     "The workload's discriminator; adversaries call the teacher's pictures real."
     own = dict(discriminator=nets["discriminator"])
     d = dict(own, loss="lsgan")
-    return dict(adversarial=dict(d, real="teacher"), relativistic=own, omgd=dict(d, reconstruction=10.))
+    omgd = dict(d, reconstruction=10.)
+    return dict(adversarial=dict(d, real="teacher"), relativistic=own, dcd=own, omgd=omgd)
 
 # %% ../../nbs/912_study.workloads.ipynb #4223c102
 class Edges64(Photos2x):
@@ -281,4 +282,4 @@ def settings(self:Edges64,
     own = dict(discriminator=nets["discriminator"], conditional=True)
     d = dict(own, loss="lsgan")
     omgd = dict(d, reconstruction=10., teachers=dict(wide=nets["teacher"]))
-    return dict(adversarial=dict(d, real="teacher"), relativistic=own, omgd=omgd)
+    return dict(adversarial=dict(d, real="teacher"), relativistic=own, dcd=own, omgd=omgd)
