@@ -22,18 +22,22 @@ from vemi_kit.energy import EnergyNet
 from vemi_kit.enhance.degrade import SuperResolution, degradation
 from vemi_kit.enhance.restorer import load_restorer
 from vemi_kit.enhance.tiles import enhance
+from vemi_kit.deploy.folder import load_student, save_student
 from vemi_kit.files import load_nets
 from vemi_kit.methods.base import Objective
 from vemi_kit.methods.perceptual import PerceptualFeatures
 from vemi_kit.methods.reader import Reader
 from vemi_kit.metrics.distances import FrechetDistance
 from vemi_kit.metrics.fidelity import fidelity
+from vemi_kit.metrics.coin import coin_nats
 from vemi_kit.nats.bounds import conditional_bound
 from vemi_kit.nats.vem import TiltedVEM
+from vemi_kit.phases import read_phases
 from vemi_kit.pruning import prune
 from vemi_kit.schedules import alternate, constant, cosine, exponential, linear, student_plan, warmup
 from vemi_kit.show import show_images
 from vemi_kit.students import shrink
+from vemi_kit.teachers import load_teacher
 from vemi_kit.timing import latency
 from vemi_kit.versions import split_view
 from vemi_kit.vem import VEM
@@ -153,6 +157,18 @@ def garbage():
     path = Path(tempfile.mkdtemp())/"garbage.pt"
     path.write_text("no weights")
     return path
+
+
+@functools.cache
+def kept():
+    "A folder for what doors write."
+    import tempfile
+    from pathlib import Path
+    return Path(tempfile.mkdtemp())
+
+
+@functools.cache
+def kept_student(): return save_student(SNGenerator(8, 1, 4), kept()/"student")
 
 
 def weights(good=None, names=""):
@@ -377,6 +393,17 @@ DOORS = {
     "load_stylegan2": (load_stylegan2, dict(source=weights())),
     "load_basicsr": (load_basicsr, dict(source=weights())),
     "load_nets": (lambda path: load_nets(path, net=conv()), dict(path=weights(names="file|path|weights"))),
+    "load_teacher": (lambda source, **kw: str(load_teacher(source, **kw)), dict(source=weights(conv, "source|student|weights|file|garbage|nowhere"),
+        latents=whole(None, 1, none=True), channels=whole(1, 1, none=True))),
+    "save_student": (lambda student: save_student(student, kept()/"saved") and None,
+        dict(student=network(lambda: SNGenerator(8, 1, 4)))),
+    "load_student": (lambda folder, **kw: load_student(folder, **kw) and None, dict(folder=weights(kept_student,
+        "file|config|folder|student|garbage|nowhere"), device=choice("cpu"))),
+    "coin_nats": (lambda t, s, **kw: coin_nats(t, s, n_steps=2, **kw) and None, dict(t=pictures(64, 1, 4, 4,
+        paired=True, scaled=False, size=False, channels=False, halves=False), s=Arg(lambda: pictures(64, 1, 4, 4, seed=1).good(), None), seed=whole(0),
+        clip=real(4., 0, True), confidence=real(.95, 0, True, 1))),
+    "read_phases": (lambda text: read_phases(text) and None, dict(text=Arg("l1 for 80%, then l1",
+        cases(none=None, number=3, list=["l1"], empty="", share="l1 for 200%, then l1"), "phase|formula"))),
     "load_restorer": (lambda source: load_restorer(source, "cpu") and None, dict(source=weights("x2",
         "file|student|source"))),
 }

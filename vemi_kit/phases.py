@@ -128,6 +128,7 @@ def read_phases(
     >>> [str(p) for p in read_phases("l1 for 96%, then l1 + 0.1*vem at 25%")]
     ['l1 for 96%', 'l1 + 0.1*vem at 25%']
     """
+    if not isinstance(text, str): raise TypeError(f"read_phases: text: expected a formula, got {text!r:.80}")
     parts = re.split(r"(?:^|,?\s+)then(?:\s+|$)", text.strip())
     name = lambda i: f"phase {i} of {text!r}" if len(parts) > 1 else f"formula {text!r}"
     return [_phase(p, name(i)) for i,p in enumerate(parts, 1)]

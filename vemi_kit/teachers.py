@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fastcore.all import patch
 from pathlib import Path
 from torch import nn
-from .core import frozen, require
+from .core import check_number, check_path, frozen, require
 from .files import load_state, load_tensors, net_names, read_config, read_state
 from .methods.reader import FunctionNetwork, Reader
 from .zoo.weights import load_basicsr, load_cyclegan, load_stylegan2
@@ -86,6 +86,8 @@ def probe(
     """A `Teacher` from one forward pass. Raises `ValueError` with the network's own error if it takes neither
     latents nor pictures, or gives no pictures.
     """
+    for name,given in (("latents", latents), ("channels", channels)):
+        if given is not None: check_number(given, f"{family}: {name}", 1, whole=True)
     latents = latents or getattr(net, "z_dim", None) or getattr(net, "config", {}).get("z_dim")
     errors = []
     for x in _candidates(latents, channels, side):
@@ -230,7 +232,7 @@ def load_teacher(
     if isinstance(source, Teacher): return source
     if isinstance(source, nn.Module): return probe(source, type(source).__name__, **kw)
     if callable(source): return probe(FunctionNetwork(source), "function", **kw, black_box=True)
-    path = Path(source)
+    path = check_path(source, "load_teacher: source")
     if path.is_dir(): return load_teacher(load_student(path, trust), **kw)
     if path.is_file(): return _from_file(path, **kw)
     if re.fullmatch(r"[\w.]+:\w+", str(source)): return _from_code(str(source), **kw)

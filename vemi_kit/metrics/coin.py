@@ -174,6 +174,10 @@ def coin_nats(
     the other half apart. Both crowds must be samples of their own, not chosen by looking. Raises `ValueError`
     for crowds of unequal shapes or fewer than 32 of each.
     """
+    check_number(seed, "coin_nats: seed", -2**63, 2**63-1, whole=True)
+    for name,x in (("t", t), ("s", s)):
+        if torch.is_tensor(x) and x.is_floating_point(): continue
+        raise TypeError(f"coin_nats: {name}: expected floats (n, ...), got {getattr(x, 'dtype', type(x))}")
     check_alike(t, s, "coin_nats", ("t","s"))
     if t.ndim not in (2,4): raise ValueError(f"coin_nats: pictures or vectors expected, got {tuple(t.shape)}")
     if len(t) < 32: raise ValueError(f"coin_nats: at least 32 of each expected, got {len(t)}")
