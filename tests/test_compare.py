@@ -272,7 +272,7 @@ def test_the_users_random_numbers_are_left_alone(plugin, tmp_path, capsys):
     doors = [
         lambda: compare(tmp_path/"a", "tiny", "l1", [8], 1, 2, progress=False, **kw),
         lambda: combinations(tmp_path/"b", ["restoration"], ["l1"], **small),
-        lambda: demo(1, 2, 8, ("l1",), tmp_path/"c", onnx=False, **kw),
+        lambda: demo(1, 2, 8, ("l2",), tmp_path/"c", onnx=False, **kw),
         lambda: student_run(Tiny(), nets, spec),
         lambda: Small().teacher(tmp_path/"d"),
     ]

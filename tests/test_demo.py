@@ -41,14 +41,14 @@ def test_installed_command_and_its_report(tmp_path):
 
 
 def test_ctrl_c_leaves_a_valid_partial_report(tmp_path, wait_for):
-    args = ["--seeds", "50", "--steps", "8", "--methods", "l1", "--out", "rep", *QUICK]
+    args = ["--seeds", "50", "--steps", "8", "--methods", "l2", "--out", "rep", *QUICK]
     with open(tmp_path/"err", "w") as err:
         p = subprocess.Popen([*COMMAND, *args], cwd=tmp_path, stderr=err, stdout=subprocess.PIPE, text=True)
         report = tmp_path/"rep/report.json"
         wait_for(lambda: report.exists() and len(json.loads(report.read_text())["runs"]) >= 2, p)
         p.send_signal(signal.SIGINT)
         said, _ = p.communicate(timeout=600)
-    assert p.returncode == 130 and "Interrupted" in (tmp_path/"err").read_text() and "| l1 |" in said
+    assert p.returncode == 130 and "Interrupted" in (tmp_path/"err").read_text() and "| l2 |" in said
     n = len(json.loads(report.read_text())["runs"])
     assert 2 <= n < 50
     check_report(tmp_path/"rep", n, False)
@@ -66,7 +66,7 @@ def test_ctrl_c_before_the_first_run_says_so(tmp_path):
 
 
 def test_retrained_teacher(tmp_path):
-    args = ["--seeds", "1", "--steps", "4", "--methods", "l1", "--out", "rep", *QUICK]
+    args = ["--seeds", "1", "--steps", "4", "--methods", "l2", "--out", "rep", *QUICK]
     p = finish([*COMMAND, *args, "--retrain-teacher", "--teacher-steps", "3"], tmp_path)
     assert p.returncode == 0, p.stderr
     assert (tmp_path/"rep/teacher.safetensors").stat().st_size < 1_000_000
@@ -90,7 +90,7 @@ def test_bad_arguments_stop_before_training(tmp_path, args, message):
 
 def test_a_console_that_cannot_show_all_characters(tmp_path):
     "What an encoding lacks becomes an escape; the work is not lost to a print (case 15)."
-    args = ["--seeds", "1", "--steps", "3", "--methods", "l1", "--out", "d", *QUICK]
+    args = ["--seeds", "1", "--steps", "3", "--methods", "l2", "--out", "d", *QUICK]
     p = finish([*COMMAND, *args], tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert p.returncode == 0, p.stderr
     assert "Fr\\xe9chet" in p.stdout and "\\u2264" in p.stdout
@@ -102,7 +102,7 @@ def test_a_scheduler_that_stops_the_demo(tmp_path, wait_for, name):
     """The signals of cluster schedulers end the run in progress like Ctrl-C; the same command finds what is
     finished. Meanwhile another demo in that folder is refused, before it touches anything.
     """
-    args = ["--steps", "8", "--methods", "l1", "--out", "rep", *QUICK]
+    args = ["--steps", "8", "--methods", "l2", "--out", "rep", *QUICK]
     report = tmp_path/"rep/report.json"
     with open(tmp_path/"err", "w") as err:
         p = subprocess.Popen([*COMMAND, *args, "--seeds", "50"], cwd=tmp_path, stderr=err, stdout=err)
@@ -124,7 +124,7 @@ def test_a_scheduler_that_stops_the_demo(tmp_path, wait_for, name):
 def test_folders_that_cannot_be_written_to(tmp_path):
     "A file, and a disk without room (a limit on the size of files), are told before the first run."
     import resource
-    args = ["--seeds", "1", "--steps", "3", "--methods", "l1", *QUICK, "--out"]
+    args = ["--seeds", "1", "--steps", "3", "--methods", "l2", *QUICK, "--out"]
     (tmp_path/"file").write_text("mine")
     p = finish([*COMMAND, *args, "file"], tmp_path)
     assert p.returncode == 1 and "is a file; give a folder" in p.stderr and "Traceback" not in p.stderr

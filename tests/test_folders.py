@@ -16,7 +16,7 @@ from vemi_kit.study.demo import vemi_demo
 
 TRAIN = "train in --teacher-width 4 --teacher-depth 1 --teacher-steps 2 --width 2 --crop 8 --batch-size 2 --methods l1"
 COMMANDS = {
-    "vemi_demo": (vemi_demo, "--seeds 1 --steps 2 --methods l1 --no-onnx --device cpu"),
+    "vemi_demo": (vemi_demo, "--seeds 1 --steps 2 --methods l2 --no-onnx --device cpu"),
     "vemi_compare": (vemi_compare, "--tasks digits16 --methods l1 --widths 4 --seeds 1 --steps 2 --device cpu"),
     "vemi_enhance train": (vemi_enhance, f"{TRAIN} --steps 2 --device cpu"),
     "vemi_enhance apply": (vemi_enhance, "apply x2 in --device cpu"),
@@ -167,7 +167,7 @@ def test_a_ledger_whose_folder_is_removed(tmp_path):
         with pytest.raises(OSError, match="runs.jsonl is gone; its folder was removed"): ledger.add(dict(a=2))
 
 
-DEMO = "--seeds 1 --steps 2 --methods l1 --no-onnx --out rep"
+DEMO = "--seeds 1 --steps 2 --methods l2 --no-onnx --out rep"
 BOUND = "task 'dense 5x5' --n 200 --steps 2 --levels 2 --out rep"
 
 
