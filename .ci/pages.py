@@ -2,8 +2,8 @@
 
 Fails on lines over 110 columns, several statements a line, exported cells over 60 lines, a median of exported
 cells over 12 lines, modules over 300 lines, public parameters without annotation, imports of another module's
-private names, process-wide switches of torch that a notebook leaves on, and cells with imports that need cells
-without: nbdev's documentation runs only the former.
+private names, process-wide switches of torch that a notebook leaves on, stored widgets, and cells with imports
+that need cells without: nbdev's documentation runs only the former.
 """
 import argparse, ast, builtins, io, json, re, statistics, sys, tokenize
 from pathlib import Path
@@ -112,6 +112,12 @@ def alone(sources):
     return missing
 
 
+def widgets(book):
+    "Stored widgets, which a notebook that was just opened shows as errors."
+    kinds = [k for c in book["cells"] for o in c.get("outputs", []) for k in o.get("data", {})]
+    return sum(k.startswith("application/vnd.jupyter.widget") for k in kinds) + ("widgets" in book["metadata"])
+
+
 def measure(path):
     "What one notebook has."
     sources = cells(path)
@@ -120,7 +126,9 @@ def measure(path):
     sizes = [sum(bool(l.strip()) for l in e.split("\n")) for e in exported]
     first = [next((getattr(n, "name", "?") for n in ast.parse(e).body), "?") for e in exported]
     lines = [l for s in sources for l in s.split("\n")]
+    book = json.loads(path.read_text(encoding="utf-8"))
     return dict(
+        widgets=widgets(book),
         notebook=path.stem, sizes=sizes, lines=len(lines), wide=sum(len(l) > COLUMNS for l in lines),
         joined=sum(joined(body(s)) for s in sources),
         long=[(path.stem, n) for n,s in zip(first, sizes) if s > CELL],
@@ -147,6 +155,7 @@ def faults(found, sizes, lines):
         if m["bare"]: yield f"{m['notebook']}: parameters without annotation: {', '.join(m['bare'])}"
         if m["alone"]: yield f"{m['notebook']}: cells with imports take from cells without: {', '.join(m['alone'])}"
         if m["switched"]: yield f"{m['notebook']}: left for the notebooks after it: {', '.join(m['switched'])}"
+        if m["widgets"]: yield f"{m['notebook']}: {m['widgets']} stored widgets: python .ci/refresh.py drops them"
         if m["private"]: yield f"{m['notebook']}: imports private names: {', '.join(m['private'])}"
     if statistics.median(sizes) > MEDIAN: yield f"median of exported cells: {statistics.median(sizes)} lines, over {MEDIAN}"
     for name,n in lines.items():

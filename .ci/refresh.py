@@ -50,6 +50,19 @@ def small_png(text, most=16):
     few.save(part, "PNG", optimize=True, **({"dpi": im.info["dpi"]} if "dpi" in im.info else {}))
     return base64.b64encode(part.getvalue()).decode()
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+def without_widgets(outputs):
+    """Outputs whose widgets are gone: stored without their models, they would be shown as errors. Their HTML and
+    pictures stay; a line says what to do where there are none.
+    """
+    for o in outputs:
+        data = o.get("data", {})
+        if data.pop(WIDGET, None) is None: continue
+        data.pop("text/plain", None)
+        if not data: data["text/html"] = ["<em>Run this cell to move its controls.</em>"]
+    return outputs
+
 def used(): return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 def refresh(path, skip_flags, only_seconds=False):
@@ -75,6 +88,7 @@ def refresh(path, skip_flags, only_seconds=False):
         stored[cell.id]["outputs"] = [
             o for o in cell.outputs if o.get("name") != "stderr" and o.get("text") != []
         ]
+        stored[cell.id]["outputs"] = without_widgets(stored[cell.id]["outputs"])
         for o in stored[cell.id]["outputs"]:
             data = o.get("data", {})
             if "image/png" in data: data["image/png"] = small_png("".join(data["image/png"]))
@@ -91,6 +105,7 @@ def refresh(path, skip_flags, only_seconds=False):
         found = read_took()
         found["needs"][name_of(path)] = needed()
         return write_took(found)
+    nb.metadata.pop("widgets", None)
     write_nb(nb, path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)         # nbdev_clean only warns when it fails

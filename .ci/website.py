@@ -65,8 +65,9 @@ def is_hidden(c):
 
 
 def shown(outputs):
-    "Outputs without widgets, which need a running notebook."
-    plain = [o for o in outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+    "Outputs without the lines that stand for widgets, which need a running notebook."
+    stands = lambda o: "Run this cell to move its controls" in "".join(o.get("data", {}).get("text/html", ""))
+    plain = [o for o in outputs if not stands(o)]
     if len(plain) == len(outputs): return plain
     note = {"text/markdown": "*With sliders, when the notebook runs:*"}
     return [dict(output_type="display_data", metadata={}, data=note), *plain]

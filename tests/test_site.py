@@ -67,3 +67,16 @@ def test_start_opens_elsewhere_and_installs_nothing_here():
     text = "\n".join("".join(c["source"]) for c in book["cells"])
     assert "colab.research.google.com/github/" in text and "mybinder.org/v2/gh/" in text
     assert 'if importlib.util.find_spec("vemi_kit") is None:' in text
+
+
+def test_widgets_are_not_stored():
+    "Without their models they would be shown as errors; what stands beside them stays."
+    sys.path.insert(0, str(root/".ci"))
+    import pages, refresh
+    sys.path.remove(str(root/".ci"))
+    picture = dict(data={"image/png": "x", "text/plain": ""})
+    bare, told = {refresh.WIDGET: {}, "text/plain": "VBox()"}, {refresh.WIDGET: {}, "text/html": "a", "text/plain": "VBox()"}
+    line = dict(data={"text/html": ["<em>Run this cell to move its controls.</em>"]})
+    book = dict(metadata=dict(widgets={}), cells=[dict(outputs=[dict(data=dict(bare)), dict(data=dict(told)), picture])])
+    assert pages.widgets(book) == 3
+    assert refresh.without_widgets(book["cells"][0]["outputs"]) == [line, dict(data={"text/html": "a"}), picture]
