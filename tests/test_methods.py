@@ -284,3 +284,18 @@ def test_activations_in_place_change_no_feature(method):
         r = distill(make(), make(), Same(x), objective, n_steps=1, log_every=1, device="cpu", progress=False)
         return r[History].rows[0][method]
     assert first(True) == first(False)
+
+
+@pytest.mark.parametrize("formula, weights", {
+    "l1 + 0.25*l2": [(1, .25), (1, .25)],
+    "l1 + 0.25*l2 for 50%, then 2*l1": [(1, .25), (2, 0)],
+    "l1 for 50%, then l1 + 0.25*l2": [(1, 0), (1, .25)],
+}.items())
+def test_a_run_takes_the_weights_of_its_formula(task, formula, weights):
+    "The logged loss is the weighted sum, in the first half and in the second, in runs of one phase and of two."
+    t = task("unconditional")
+    kw = dict(n_steps=4, lr=1e-3, log_every=1, **QUIET, **t.get("kw", {}))
+    rows = distill(t["teacher"], copy.deepcopy(t["student"]), Same(t["batch"]), formula, **kw)[History].rows
+    assert len(rows) == 4
+    for row,(l1,l2) in zip(rows[::2], weights):
+        assert row["loss"] == pytest.approx(l1*row["l1"] + l2*row.get("l2", 0), rel=1e-5)

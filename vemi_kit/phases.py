@@ -247,7 +247,9 @@ def make_stages(
     n_steps:int, # of the run
     settings:dict|None=None, # arguments of methods in formulas, by name
 ) -> list: # of `Stage`
-    "The phases of a run, with objectives that share their methods. Raises `ValueError` for a stray setting."
+    """The phases of a run, with objectives that share their methods, at the weights of the first. Raises
+    `ValueError` for a stray setting.
+    """
     made, settings, at, res = {}, settings or {}, split_steps(parts, n_steps), []
     formulas = {n for p in parts if isinstance(p.methods, str) for n in p.names}
     stray = sorted(set(settings) - formulas)
@@ -256,6 +258,7 @@ def make_stages(
         text = isinstance(p.methods, str)
         built = _from_formula(p.methods, made, settings) if text else _from_methods(p.methods, made)
         res.append(Stage(p, a, b, *built))
+    res[0].begin()                                         # a run of one phase is never begun again
     return res
 
 # %% ../nbs/706_phases.ipynb #cb22dff0
