@@ -2,13 +2,14 @@
 
 Fails on lines over 110 columns, several statements a line, exported cells over 60 lines, a median of exported
 cells over 12 lines, modules over 300 lines, public parameters without annotation, imports of another module's
-private names, process-wide switches of torch that a notebook leaves on, stored widgets, and cells with imports
-that need cells without: nbdev's documentation runs only the former.
+private names, process-wide switches of torch that a notebook leaves on, stored widgets and errors, a picture stored
+twice, notebooks over 500 kB, and cells with imports that need cells without: nbdev's documentation runs only the
+former.
 """
-import argparse, ast, builtins, io, json, re, statistics, sys, tokenize
+import argparse, ast, builtins, hashlib, io, json, re, statistics, sys, tokenize
 from pathlib import Path
 
-COLUMNS, CELL, MEDIAN, ROOM = 110, 60, 12, 300
+COLUMNS, CELL, MEDIAN, ROOM, BYTES = 110, 60, 12, 300, 500_000
 LONG_CELLS = {}         # {(notebook, first name defined): reason}
 LONG_ROOMS = {          # {module: reason}
     "core": "the checks that all doors share stand beside seeds and devices",
@@ -118,6 +119,33 @@ def widgets(book):
     return sum(k.startswith("application/vnd.jupyter.widget") for k in kinds) + ("widgets" in book["metadata"])
 
 
+def pictures(book):
+    "Digest and cell of each stored picture, and whether that cell has controls."
+    code = [c for c in book["cells"] if c["cell_type"] == "code"]
+    for i,c in enumerate(code):
+        shown = [o["data"]["image/png"] for o in c["outputs"] if "image/png" in o.get("data", {})]
+        explored = any(f"{name}(" in "".join(c["source"]) for name in ("explore", "interact"))
+        yield from ((hashlib.sha256("".join(png).encode()).hexdigest(), i, explored) for png in shown)
+
+
+def twice(found):
+    """Pictures that are stored twice, in one notebook or two. A cell with controls may begin with the picture of
+    the cell before it.
+    """
+    seen = {}
+    for m in found:
+        for digest,i,explored in m["pictures"]:
+            first = seen.get(digest)
+            seen.setdefault(digest, (m["notebook"], i))
+            if first is None or (first == (m["notebook"], i-1) and explored): continue
+            yield f"{m['notebook']}: code cell {i} stores the picture of {first[0]}, code cell {first[1]}"
+
+
+def broken(book):
+    "Stored outputs that are errors."
+    return sum(o["output_type"] == "error" for c in book["cells"] for o in c.get("outputs", []))
+
+
 def measure(path):
     "What one notebook has."
     sources = cells(path)
@@ -128,7 +156,7 @@ def measure(path):
     lines = [l for s in sources for l in s.split("\n")]
     book = json.loads(path.read_text(encoding="utf-8"))
     return dict(
-        widgets=widgets(book),
+        widgets=widgets(book), broken=broken(book), pictures=list(pictures(book)), bytes=path.stat().st_size,
         notebook=path.stem, sizes=sizes, lines=len(lines), wide=sum(len(l) > COLUMNS for l in lines),
         joined=sum(joined(body(s)) for s in sources),
         long=[(path.stem, n) for n,s in zip(first, sizes) if s > CELL],
@@ -156,7 +184,10 @@ def faults(found, sizes, lines):
         if m["alone"]: yield f"{m['notebook']}: cells with imports take from cells without: {', '.join(m['alone'])}"
         if m["switched"]: yield f"{m['notebook']}: left for the notebooks after it: {', '.join(m['switched'])}"
         if m["widgets"]: yield f"{m['notebook']}: {m['widgets']} stored widgets: python .ci/refresh.py drops them"
+        if m["broken"]: yield f"{m['notebook']}: {m['broken']} stored errors"
+        if m["bytes"] > BYTES: yield f"{m['notebook']}: {m['bytes']//1000} kB, over {BYTES//1000}"
         if m["private"]: yield f"{m['notebook']}: imports private names: {', '.join(m['private'])}"
+    yield from twice(found)
     if statistics.median(sizes) > MEDIAN: yield f"median of exported cells: {statistics.median(sizes)} lines, over {MEDIAN}"
     for name,n in lines.items():
         if n > ROOM and name not in LONG_ROOMS: yield f"vemi_kit.{name}: {n} lines, over {ROOM}"

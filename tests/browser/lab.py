@@ -9,6 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURE = ".jp-OutputArea-output img"
 WRONG = "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr']"
 CONTROLS = ".widget-slider .noUi-handle, .widget-dropdown select, .widget-checkbox input"
+# What stderr may hold: a warning is no fault of the page. Which ones libraries give depends on their versions, and
+# some cells show a warning of the kit on purpose; the tests of the notebooks look at those.
+WARNS = re.compile(r": \w*Warning: ")
 OURS = re.compile(r"widget|comm|vemi|script|undefined", re.I)          # of console errors
 
 
@@ -21,7 +24,7 @@ def without_browser():
     "Why no browser can be driven here; an empty text if one can."
     if chromium() is None: return "no chromium on this machine: apt-get install chromium"
     try: import playwright, jupyterlab, ipywidgets                      # noqa: F401
-    except ImportError as e: return f"{e.name} is not installed: pip install -e '.[dev]' playwright"
+    except ImportError as e: return f"{e.name} is not installed: pip install -e '.[dev]'"
     return ""
 
 
@@ -57,7 +60,7 @@ def server(folder):
         except subprocess.TimeoutExpired: p.kill()
 
 
-def wait_for(address, process, seconds=60):
+def wait_for(address, process, seconds=120):
     "Until a page answers."
     end = time.time() + seconds
     while time.time() < end and process.poll() is None:
@@ -89,12 +92,12 @@ class Lab:
     def open(self, path):
         "Open a notebook in a page of its own; its kernel is fresh."
         self.page.goto(f"{self.address}/lab/tree/{path}?reset", wait_until="domcontentloaded")
-        self.page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')", timeout=60_000)
+        self.page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')", timeout=120_000)
         self.call("window.jupyterapp.restored")
         ready = """() => {const w = jupyterapp.shell.currentWidget;
             return w && w.sessionContext && w.sessionContext.session && w.sessionContext.session.kernel
                 && w.sessionContext.session.kernel.status == 'idle'}"""
-        self.page.wait_for_function(ready, timeout=60_000)
+        self.page.wait_for_function(ready, timeout=120_000)
 
     def run(self, seconds=300):
         "Run all cells; returns when the last is done."
@@ -103,8 +106,9 @@ class Lab:
         self.page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session.kernel.status == 'idle'")
 
     def wrong(self):
-        "Texts of error outputs."
-        return [e.inner_text()[-600:] for e in self.page.query_selector_all(WRONG)]
+        "Texts of error outputs, and of what else than warnings stands on stderr."
+        said = [(e.get_attribute("data-mime-type"), e.inner_text()) for e in self.page.query_selector_all(WRONG)]
+        return [text[-600:] for kind,text in said if kind.endswith("error") or not WARNS.search(text)]
 
     def close(self):
         "Shut the kernel down."
@@ -143,7 +147,7 @@ def move(lab, control, visit, seconds=40):
     for key in TURN[kind(control)]:
         was, start = control.evaluate(PICTURES), time.perf_counter()
         turn(lab, control, key)
-        patience = 3                                                   # unless it says that it computes
+        patience = 10                                                  # unless it says that it computes
         while time.perf_counter() - start < patience:
             if control.evaluate(PICTURES) != was:
                 return visit.redraws.append((time.perf_counter()-start, f"{visit.name}: {name}"))
