@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ChainStats', 'chain_settings', 'shared_randn', 'langevin_step', 'langevin', 'langevin_pooled', 'plot_chain',
-           'plot_energies']
+           'plot_energies', 'own_energy']
 
 # %% ../nbs/302_chains.ipynb #ca4be8af
 import math
@@ -12,7 +12,8 @@ import torch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fastcore.all import patch
-from .core import check_finite, check_number, frozen
+from torch import nn
+from .core import check_finite, check_net, check_number, frozen
 from .doors import check_interval
 from .processes import process_index, several_processes
 from .show import show_images
@@ -217,3 +218,28 @@ def plot_energies(
     ax.set(xlabel="energy", ylabel="pairs", title=f"gap E(t,s) - E(t_hat,s) = {gap:.3g}")
     ax.legend()
     return ax
+
+# %% ../nbs/302_chains.ipynb #6e568fe7
+def own_energy(
+    energy:nn.Module|Callable, # the energy, or a function (t, s) -> module that makes one for these pictures
+    t:torch.Tensor, # teacher pictures (b, c, h, w)
+    s:torch.Tensor, # the student's (b, c', h, w)
+    name:str="energy", # how messages call it
+) -> nn.Module: # on the pictures' device
+    """A user's energy, tried on two pairs. Raises `TypeError` for what is no module, and `ValueError` for one
+    that has nothing to train, does not give one number a pair, or does not depend on both pictures.
+    """
+    made = callable(energy) and not isinstance(energy, (type, nn.Module))
+    net = check_net(energy(t, s) if made else energy, name).to(t.device)
+    kind = f"{name}: {type(net).__name__}"
+    if not any(p.requires_grad for p in net.parameters()): raise ValueError(f"{kind} has nothing to train")
+    pair = [x[:2].detach().float().requires_grad_() for x in (t, s)]
+    with frozen(net), torch.enable_grad():
+        e = net(*pair)
+        if not torch.is_tensor(e) or e.shape != (len(pair[0]),):
+            got = tuple(e.shape) if torch.is_tensor(e) else type(e).__name__
+            raise ValueError(f"{kind}: expected energies of shape ({len(pair[0])},), one a pair, got {got}")
+        pulls = torch.autograd.grad(e.sum(), pair, allow_unused=True) if e.requires_grad else (None, None)
+    for k,g in zip("ts", pulls):
+        if g is None: raise ValueError(f"{kind} does not depend on {k}, so no gradient reaches {k}")
+    return net

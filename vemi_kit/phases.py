@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'read_rate', 'Phase', 'read_phases', 'phases_text', 'as_phases', 'full_shares', 'split_steps', 'least_steps',
-           'phase_rate', 'rate_schedule', 'Stage', 'make_stages']
+           'phase_rate', 'rate_schedule', 'check_heard', 'Stage', 'make_stages']
 
 # %% ../nbs/706_phases.ipynb #f64f866d
 import re
@@ -208,6 +208,17 @@ def rate_schedule(
     "The learning rate over the run."
     at = split_steps(parts, n_steps)
     return phases(*[phase_rate(p, lr, b-a) for p,a,b in zip(parts, at, at[1:])])
+
+# %% ../nbs/706_phases.ipynb #f1675da9
+def check_heard(
+    lr:float, # of the run
+    parts:list, # its phases
+):
+    "Raise `ValueError` if each phase has a rate of its own, so that nobody would hear of `lr`."
+    if not all(p.lr is not None and "%" not in str(p.lr) for p in parts): return
+    how = "leave lr out, or write rates as parts of it, such as 'at 25%'"
+    told = f"lr={lr!r}, but each phase of {phases_text(parts)!r} has a rate of its own"
+    raise ValueError(f"Distiller: {told}; {how}")
 
 # %% ../nbs/706_phases.ipynb #ef6f4ac4
 @dataclass

@@ -20,7 +20,9 @@ def _family_config(net):
     "The arguments that built a network; `TypeError` or `ValueError` if they do not describe it."
     name, config = type(net).__name__, getattr(net, "config", None)
     if not config or "width" not in config:
-        raise TypeError(f"teacher: {name} has no config with a 'width'; networks of vemi_kit.zoo have")
+        told = f"teacher: {name} has no config with a 'width', as networks of vemi_kit.zoo have"
+        how = "remove channels with vemi_kit.pruning.prune(teacher, macs_ratio=..., sample=...), or build"
+        raise TypeError(f"{told}; {how} a narrower {name} yourself and pass it as the student")
     if getattr(net, "pruned", False):
         raise ValueError(
             f"this {name} was pruned, so its config no longer describes it; shrink the "

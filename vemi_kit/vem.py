@@ -8,7 +8,7 @@ __all__ = ['VEMStep', 'EnergyTerm', 'check_pair', 'detached_pair', 'VEM']
 # %% ../nbs/303_vem.ipynb #32db086e
 import math
 import torch
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fastcore.all import patch
@@ -17,7 +17,7 @@ from .core import DivergenceError, check_finite, check_net, frozen, seeded, stre
 from .doors import check_betas, check_interval, check_scale, door, real, whole
 from .processes import sync_grads
 from .energy import EnergyNet
-from .chains import ChainStats, langevin, langevin_pooled
+from .chains import ChainStats, langevin, langevin_pooled, own_energy
 
 # %% ../nbs/303_vem.ipynb #c3703716
 @dataclass(eq=False)
@@ -184,15 +184,19 @@ def like(cls:VEM,
     fast:bool=False, # the same energy and the same law of the chain in fewer operations, see `EnergyNet`
     precision:str="float32", # of the energy's convolutions, see `EnergyNet`
     seed:int=0, # of its initialisation and of the chain's noise
+    energy:nn.Module|Callable|None=None, # yours, trained in place, or a function (t, s) -> module; None: ours
     **kw, # as for `VEM`
 ) -> VEM:
     """A VEM whose energy fits these pictures, on their device. Its initialisation leaves the global generator
-    as it was. Raises `ValueError` if t and s are no pair.
+    as it was. Raises `ValueError` if t and s are no pair, and as `own_energy` does.
     """
     check_pair(t, s)
+    if energy is not None and (width, fast, precision) != (8, False, "float32"):
+        raise ValueError("VEM: width, fast and precision are of the kit's energy; yours has its own")
     with seeded(seed):
         size, channels = tuple(t.shape[2:]), (t.shape[1], s.shape[1])
-        energy = EnergyNet(size, *channels, width=width, fast=fast, precision=precision)
+        if energy is not None: energy = own_energy(energy, t, s, "VEM: energy")
+        else: energy = EnergyNet(size, *channels, width=width, fast=fast, precision=precision)
     return cls(energy.to(t.device), seed=seed, **kw)
 
 # %% ../nbs/303_vem.ipynb #6971dbdc

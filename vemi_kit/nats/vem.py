@@ -8,10 +8,11 @@ __all__ = ['TiltedVEM']
 # %% ../../nbs/531_nats.vem.ipynb #1d4e5c8d
 import math
 import torch
+from collections.abc import Callable
 from fastcore.all import patch
 from ..doors import door, real, whole
 from ..processes import gather_rows, sync_state
-from ..chains import shared_randn
+from ..chains import own_energy, shared_randn
 from ..core import check_pairs, frozen, seeded, stream
 from ..vem import EnergyTerm, VEMStep, check_pair, detached_pair
 from .energies import Experts
@@ -51,15 +52,23 @@ def like(cls:TiltedVEM,
     width:int=8, # half the width of the base's network
     experts:dict|None=None, # arguments of `Experts`: n_groups, n_filters, size, ...
     seed:int=0, # of its initialisation and of the chains
+    energy:TiltedModel|Callable|None=None, # yours, trained in place, or a function (t, s) -> model
     **kw, # as for `TiltedVEM`
 ) -> TiltedVEM:
     """A TiltedVEM for these pictures, on their device. Its initialisation leaves the global generator as it
-    was. Raises `ValueError` if t and s are no pair.
+    was. Raises `ValueError` if t and s are no pair, and as `own_energy` does.
     """
     check_pair(t, s)
     check_pairs(t, s, "TiltedVEM", alike=True)
+    if energy is not None and (width, experts) != (8, None):
+        raise ValueError("TiltedVEM: width and experts are of the kit's energy; yours has its own")
     c = t.shape[1]
-    with seeded(seed): energy = TiltedModel(LocalBase(c, 2*width), Experts(c, **(experts or {})))
+    with seeded(seed):
+        if energy is not None: energy = own_energy(energy, t, s, "TiltedVEM: energy")
+        else: energy = TiltedModel(LocalBase(c, 2*width), Experts(c, **(experts or {})))
+    if not isinstance(energy, TiltedModel):
+        told = f"expected a TiltedModel(base, tilt), got {type(energy).__name__}"
+        raise TypeError(f"TiltedVEM: energy: {told}; any other energy goes to VEM, preset='paper'")
     return cls(energy.to(t.device), seed=seed, **kw)
 
 # %% ../../nbs/531_nats.vem.ipynb #ea479ec7
