@@ -13,6 +13,8 @@ COLUMNS, CELL, MEDIAN, ROOM, BYTES = 110, 60, 12, 300, 500_000
 LONG_CELLS = {}         # {(notebook, first name defined): reason}
 LONG_ROOMS = {          # {module: reason}
     "core": "the checks that all doors share stand beside seeds and devices",
+    "cache": "the cache, its file, and what a run remembers by itself",
+    "distiller": "the settings of a run and one step of it",
     "files": "how files are written and what a failing disk says belong together",
     "enhance.files": "one folder's work: decode, restore, record, report",
 }

@@ -1,11 +1,12 @@
 "Networks that are not the kit's: other ranges, axes, inputs and outputs, functions, and what they say in error."
 from dataclasses import dataclass
-import pytest, torch
+import copy, pytest, torch
 from torch import nn
 from vemi_kit.callbacks import History
 from vemi_kit.core import set_seed
 from vemi_kit.data.batches import Batches, Stream
 from vemi_kit.distill import distill
+from vemi_kit.distiller import Distiller
 from vemi_kit.deploy.folder import load_student, save_student
 from vemi_kit.enhance.restorer import Restorer, load_restorer, save_restorer
 from vemi_kit.enhance.tiles import enhance
@@ -199,3 +200,29 @@ def test_any_restorer_is_tiled_and_kept(tmp_path):
     again = load_student(save_student(ours, tmp_path/"folder"))
     y = x.expand(-1, 3, -1, -1)
     assert isinstance(again, Restorer) and again.task == ours.task and again(y).equal(ours(y))
+
+
+class Crops(torch.utils.data.Dataset):
+    "A data set that is no tensor, of pictures of one side."
+    def __init__(self, n, side): self.n, self.side = n, side
+
+    def __len__(self): return self.n
+
+    def __getitem__(self, i): return torch.full((3, self.side, self.side), i/self.n).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("n, side, n_steps, said", [
+    (24, 16, 12, "answers to 24 inputs are computed once"),        # each item once, not 8,192 draws
+    (24, 16, 2, "comes to few inputs twice"),
+    (4000, 256, 3000, "more than 1.0"),                            # refused only where it was asked for
+])
+def test_recipes_remember_what_fits(n, side, n_steps, said):
+    net = torch.nn.Conv2d(3, 3, 3, padding=1)
+    kw = dict(n_steps=n_steps, device="cpu")
+    run = Distiller(net, copy.deepcopy(net), "fast", Batches(Crops(n, side), 4), **kw)
+    plain = Distiller(net, copy.deepcopy(net), "l1", Batches(Crops(n, side), 4), cache=False, **kw)
+    for r in (run, plain): r.prepare()
+    assert said in run.notes()["cache"]
+    assert all(torch.equal(run.batch(i), plain.batch(i)) for i in range(8))
+    asked = Distiller(net, copy.deepcopy(net), "fast", Batches(Crops(4000, 256), 4), cache=4000, **kw)
+    with pytest.raises(ValueError, match="take 682|take 1365"): asked.prepare()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_HASH', 'CACHE_BYTES', 'row_digests', 'check_pool', 'TeacherCache', 'teacher_answers', 'cache_hash', 'cache_head',
-           'fixed_pool', 'draw_pool', 'check_room', 'one_input', 'answers_alike', 'why_not', 'pays', 'Called',
-           'remember']
+           'read_all', 'fixed_pool', 'draw_pool', 'CacheTooLarge', 'check_room', 'one_input', 'answers_alike',
+           'why_not', 'pays', 'Called', 'remember']
 
 # %% ../nbs/704_cache.ipynb #43359981
 import hashlib, itertools, json, math, os
@@ -15,6 +15,7 @@ from fastcore.all import patch
 from pathlib import Path
 from safetensors import safe_open
 from torch import nn
+from torch.utils.data import default_collate
 from .core import check_dtype, check_finite, check_net, check_number, check_path, checked_call, frozen
 from .doors import door, whole
 from .files import atomic_write, weights_hash
@@ -184,6 +185,13 @@ def identity(self:TeacherCache) -> dict: # hashes of teacher and pool
 # %% ../nbs/704_cache.ipynb #6a9cf453
 CACHE_BYTES = 2**30                 # of inputs and answers; what is larger stays with the teacher
 
+def read_all(
+    data:Batches, # of a data set
+) -> Batches: # of tensors
+    "The same batches, each item read once."
+    items = default_collate([data.items[i] for i in range(data.n)])
+    return Batches(items if torch.is_tensor(items) else tuple(items), data.batch_size, data.seed)
+
 def fixed_pool(
     data:object, # batches
 ) -> torch.Tensor|None: # inputs (n, ...), the first part of each item; None: no fixed tensors
@@ -195,10 +203,12 @@ def fixed_pool(
 # %% ../nbs/704_cache.ipynb #8eb648f6
 def draw_pool(
     data:object, # `batch(i)` gives a tensor, or a tuple of tensors
-    n:int, # inputs to draw
+    n:int, # inputs to draw, at most
     seed:int, # of the order in which they come, where the data have none
 ) -> Batches:
-    "The first `n` inputs of data without an end, in shuffled batches; fixed pools stay as they are."
+    """The first `n` inputs of data without an end, in shuffled batches. A data set of no more items is read
+    once, and its batches are those that it would have given; fixed pools stay as they are.
+    """
     if fixed_pool(data) is not None: return data
     first = data.batch(0)
     parts = first if isinstance(first, (tuple, list)) else (first,)
@@ -207,21 +217,26 @@ def draw_pool(
         raise TypeError(f"Distiller: cache={n}: {told}; leave cache out")
     size = len(parts[0])
     check_number(n, "Distiller: cache", size, whole=True)
+    listed = isinstance(data, Batches) and data.n <= n
+    n = data.n if listed else n
     check_room(n*sum(p[:1].nbytes for p in parts), n)
+    if listed: return read_all(data)
     drawn = [first, *(data.batch(i) for i in range(1, -(-n//size)))]
     if torch.is_tensor(first): return Batches(torch.cat(drawn)[:n], size, getattr(data, "seed", seed))
     return Batches(tuple(torch.cat(p)[:n] for p in zip(*drawn)), size, getattr(data, "seed", seed))
 
 # %% ../nbs/704_cache.ipynb #cc0557e9
+class CacheTooLarge(ValueError): "More than a run remembers."
+
 def check_room(
     n_bytes:int, # of inputs and answers
     n:int, # inputs
 ):
-    "Raise `ValueError` if that is more than a run remembers."
+    "Raise `CacheTooLarge` if that is more than a run remembers."
     if n_bytes <= CACHE_BYTES: return
     size = f"{n} inputs and their answers take {n_bytes/2**30:.1f} GiB, more than {CACHE_BYTES/2**30:.1f}"
     how = f"take {n*CACHE_BYTES//n_bytes} or fewer, a TeacherCache with a file, or cache=False"
-    raise ValueError(f"Distiller: cache: {size}; {how}")
+    raise CacheTooLarge(f"Distiller: cache: {size}; {how}")
 
 # %% ../nbs/704_cache.ipynb #0dc2f5fa
 def one_input(
@@ -283,7 +298,8 @@ def remember(
     "What the run remembers of its teacher; raises `ValueError` if it was asked to and cannot."
     if run.cache is False or isinstance(run.teacher, TeacherCache): return None
     asked, why = run.cache is not None, why_not(run, batch, t)
-    if why and asked: raise ValueError(f"Distiller: cache={run.cache!r}: {why}")
+    if why and run.insists: raise ValueError(f"Distiller: cache={run.cache!r}: {why}")
+    if why and asked: run.told["cache"] = f"the teacher answers in every step: {why}"
     if why or not (asked or pays(run, t)): return None
     pool = fixed_pool(run.data)
     check_room((pool[:1].nbytes + t[:1].nbytes)*len(pool), len(pool))

@@ -15,7 +15,7 @@ from .doors import check_betas, check_device, door, kind_of, one_of
 from .files import weights_hash
 from .processes import check_same, own_share, sync_buffers, sync_grads, sync_state
 from .runs import make_accelerator, until_stopped
-from .data.batches import Stream
+from .data.batches import Batches, Stream
 from .schedules import Plan
 from .methods.reader import Reader, as_network
 from .methods.taps import Taps
@@ -24,7 +24,7 @@ from .preflight import check_numbers, first_look, identify, rehearse, try_smalle
 from .callbacks import name_callbacks, run_clock
 from .averages import Averaged
 from .checkpoints import describe
-from .cache import TeacherCache, draw_pool, one_input, remember
+from .cache import CacheTooLarge, TeacherCache, draw_pool, fixed_pool, one_input, remember
 from .optimiser import StudentKnobs, check_gradient, count_skipped, student_optimiser, usual_rate
 from .phases import check_heard, make_stages, phases_text, rate_schedule, split_steps
 from .budget import fit_steps
@@ -56,7 +56,7 @@ class Distiller:
         student_read:Reader|dict|None=None, # how the student is read where it differs
         settings:dict|None=None, # arguments of methods in formulas, by name
         ema:float|None=None, # decay of the average, see `Averaged`; 0: none; None: the recipe's, or none
-        cache:object=None, # inputs to draw for a pool, a `TeacherCache`, True, False; None: where it pays
+        cache:object=None, # most inputs to draw, a `TeacherCache`, True, False; None: as it pays
         minutes:float|None=None, # budget in place of `n_steps`, turned into steps before the first
         optimizer:Callable|None=None, # from parameters to an optimiser, whose rate `lr` replaces; None: Adam
     ):
@@ -67,7 +67,7 @@ class Distiller:
         self.teacher, self.student = as_network(teacher, "teacher").to(self.device), student.to(self.device)
         self.read, self.student_read = find_readers(teacher_read, student_read, inputs, output, value_range)
         self.data = data if hasattr(data, "batch") else Stream(data, self.seed)
-        self.minutes, self.told, self.memory = minutes, {}, None
+        self.minutes, self.told, self.memory, self.insists = minutes, {}, None, cache is not None
         self.optimizer, self.usual_lr = optimizer, usual_rate(optimizer, self.student, self.betas)
         self.set_recipe(find_recipe(methods).but(settings=settings, ema=ema, cache=cache), lr)
         self.set_plan(plan)
@@ -177,13 +177,30 @@ def answer(self:Distiller,
 
 # %% ../nbs/709_distiller.ipynb #75b66598
 @patch
+def forgo(self:Distiller, why:Exception):
+    "Go on without the cache that a recipe would have; raises what is wrong with one that was asked for."
+    if self.insists: raise why
+    self.cache, self.told["cache"] = False, f"the teacher answers in every step: {why}"
+
+@patch
+def draw_inputs(self:Distiller):
+    "The inputs that the teacher is asked about once, where `cache` is their number."
+    if not isinstance(self.cache, int) or isinstance(self.cache, bool): return
+    data = self.data
+    once = isinstance(data, Batches) and fixed_pool(data) is None and self.n_steps*data.batch_size < data.n
+    if once and not self.insists: return self.forgo(ValueError("the run comes to few inputs twice"))
+    try: self.data = draw_pool(self.data, self.cache, self.seed)
+    except (CacheTooLarge, TypeError) as e: self.forgo(e)
+
+@patch
 def set_memory(self:Distiller,
     batch:object, # the first one
     t:torch.Tensor, # the teacher's pictures of it
 ):
     "What the run remembers of its teacher; raises `ValueError` for a cache of another one."
     given = isinstance(self.cache, TeacherCache)
-    self.memory = self.cache if given else remember(self, batch, t)
+    try: self.memory = self.cache if given else remember(self, batch, t)
+    except CacheTooLarge as e: self.forgo(e)
     if given and self.cache.made_of["teacher"] != weights_hash(self.teacher):
         raise ValueError("Distiller: cache: it has the answers of another teacher; make one of this teacher")
     if self.memory is not None:
@@ -237,8 +254,7 @@ def prepare(self:Distiller,
     "Look at the first batch, begin the first phase, and check what can be checked before work."
     clock = run_clock(self.device)
     start = clock()
-    if isinstance(self.cache, int) and not isinstance(self.cache, bool):
-        self.data = draw_pool(self.data, self.cache, self.seed)
+    self.draw_inputs()
     whole = until_stopped(self, lambda: self.data.batch(0), self.accelerator.num_processes == 1)
     if whole is None: raise KeyboardInterrupt
     batch = self.share(whole)
