@@ -3,7 +3,7 @@
     python .ci/front.py [RUNS]
 
 RUNS is a file of lines with pictures, of `study.comparison.compare(..., course=True)` on digits16: one line is
-named "best", one "published" (`l2 + 0.03*adversarial`, 1,100 steps at 0.01, the same seconds).
+named "best", one "published" (`l2 + 0.03*adversarial`, 1,000 steps at 0.02).
 """
 import base64, hashlib, json, statistics, sys
 from pathlib import Path

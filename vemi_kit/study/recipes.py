@@ -38,6 +38,7 @@ LONG = {
 PUBLISHED = {
     "l2 + adversary": Trial("l2 + 0.03*adversarial", 500, settings=_adv),
     "OMGD": Trial("omgd", 360, settings=dict(omgd=dict(style=0., perceptual=0.))),
+    "GAN Compression": Trial("adversarial + 10*l1 + 0.01*features", 465, settings=_adv),
     "CAT": Trial("l1 + 0.03*adversarial + 0.1*cat", 445, settings=_adv),
     "DCD": Trial("l1 + 0.5*dcd + 0.03*adversarial", 305, settings=_adv),
 }
