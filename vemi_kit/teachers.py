@@ -55,7 +55,8 @@ def sample(self:Teacher,
 def __str__(self:Teacher):
     pictures = f"pictures with {self.channels} channels"
     reads = f"latents of {self.latents} numbers" if self.latents else pictures
-    makes = f"{self.size}x{self.size}" if self.latents else f"{self.scale:g} times their side"
+    scaled = "the same side" if self.scale == 1 else f"{self.scale:g} times their side"
+    makes = f"{self.size}x{self.size}" if self.latents else scaled
     kind = ", a black box" if self.black_box else ""
     return f"{self.family}{kind}: {reads} to pictures of {makes} with {self.out_channels} channels"
 
