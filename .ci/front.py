@@ -132,7 +132,7 @@ def draw_verdict(found):
             at = [seconds(r) for r in mine], [r["last"]["frechet_teacher"] for r in mine]
             seen[name], = ax.plot(*at, **style)
         low, high = ax.dataLim.y0, ax.dataLim.y1
-        wide = high > 20*low
+        wide = high > 10*low
         ax.set(title=f"{task}, width {rows[0]['width']}", xlabel="seconds of a core", xlim=(0,None))
         ax.set(yscale="log" if wide else "linear", ylim=(.8*low if wide else 0, (1.5 if wide else 1.1)*high))
     fig.legend(seen.values(), seen.keys(), loc="outside right center", fontsize=8)
@@ -160,7 +160,8 @@ def task_sentence(task, rows):
     text = f"**{task}**: `best` {said('best')}"
     if others:
         name = others[0][1]
-        text += f", the nearest of {len(others)} published forms ({name}) {said(name)}"
+        which = f"nearest of {len(others)} published forms, {name}," if len(others) > 1 else f"published form {name}"
+        text += f", the {which} {said(name)}"
         found = interval(groups["best"], groups[name])
         if found:
             mean, half = found
