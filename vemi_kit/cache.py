@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_HASH', 'CACHE_BYTES', 'row_digests', 'check_pool', 'TeacherCache', 'teacher_answers', 'cache_hash', 'cache_head',
-           'read_all', 'fixed_pool', 'draw_pool', 'CacheTooLarge', 'check_room', 'one_input', 'answers_alike',
+           'read_all', 'fixed_pool', 'draw_pool', 'CannotRemember', 'check_room', 'one_input', 'answers_alike',
            'why_not', 'pays', 'Called', 'remember']
 
 # %% ../nbs/704_cache.ipynb #43359981
@@ -226,17 +226,17 @@ def draw_pool(
     return Batches(tuple(torch.cat(p)[:n] for p in zip(*drawn)), size, getattr(data, "seed", seed))
 
 # %% ../nbs/704_cache.ipynb #cc0557e9
-class CacheTooLarge(ValueError): "More than a run remembers."
+class CannotRemember(ValueError): "Why a run cannot remember its teacher's answers."
 
 def check_room(
     n_bytes:int, # of inputs and answers
     n:int, # inputs
 ):
-    "Raise `CacheTooLarge` if that is more than a run remembers."
+    "Raise `CannotRemember` if that is more than a run remembers."
     if n_bytes <= CACHE_BYTES: return
     size = f"{n} inputs and their answers take {n_bytes/2**30:.1f} GiB, more than {CACHE_BYTES/2**30:.1f}"
     how = f"take {n*CACHE_BYTES//n_bytes} or fewer, a TeacherCache with a file, or cache=False"
-    raise CacheTooLarge(f"Distiller: cache: {size}; {how}")
+    raise CannotRemember(f"Distiller: cache: {size}; {how}")
 
 # %% ../nbs/704_cache.ipynb #0dc2f5fa
 def one_input(
@@ -295,11 +295,10 @@ def remember(
     batch:object, # the first one, on the device
     t:torch.Tensor, # the teacher's pictures of it
 ) -> TeacherCache|None: # of pictures
-    "What the run remembers of its teacher; raises `ValueError` if it was asked to and cannot."
+    "What the run remembers of its teacher; raises `CannotRemember` if it was asked to and cannot."
     if run.cache is False or isinstance(run.teacher, TeacherCache): return None
     asked, why = run.cache is not None, why_not(run, batch, t)
-    if why and run.insists: raise ValueError(f"Distiller: cache={run.cache!r}: {why}")
-    if why and asked: run.told["cache"] = f"the teacher answers in every step: {why}"
+    if why and asked: raise CannotRemember(f"Distiller: cache={run.cache!r}: {why}")
     if why or not (asked or pays(run, t)): return None
     pool = fixed_pool(run.data)
     check_room((pool[:1].nbytes + t[:1].nbytes)*len(pool), len(pool))

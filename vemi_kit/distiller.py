@@ -24,7 +24,7 @@ from .preflight import check_numbers, first_look, identify, rehearse, try_smalle
 from .callbacks import name_callbacks, run_clock
 from .averages import Averaged
 from .checkpoints import describe
-from .cache import CacheTooLarge, TeacherCache, draw_pool, fixed_pool, one_input, remember
+from .cache import CannotRemember, TeacherCache, draw_pool, fixed_pool, one_input, remember
 from .optimiser import StudentKnobs, check_gradient, count_skipped, student_optimiser, usual_rate
 from .phases import check_heard, make_stages, phases_text, rate_schedule, split_steps
 from .budget import fit_steps
@@ -188,9 +188,9 @@ def draw_inputs(self:Distiller):
     if not isinstance(self.cache, int) or isinstance(self.cache, bool): return
     data = self.data
     once = isinstance(data, Batches) and fixed_pool(data) is None and self.n_steps*data.batch_size < data.n
-    if once and not self.insists: return self.forgo(ValueError("the run comes to few inputs twice"))
-    try: self.data = draw_pool(self.data, self.cache, self.seed)
-    except (CacheTooLarge, TypeError) as e: self.forgo(e)
+    if once and not self.insists: return self.forgo(CannotRemember("the run comes to few inputs twice"))
+    try: self.data = draw_pool(data, self.cache, self.seed)
+    except (CannotRemember, TypeError) as e: self.forgo(e)
 
 @patch
 def set_memory(self:Distiller,
@@ -200,7 +200,7 @@ def set_memory(self:Distiller,
     "What the run remembers of its teacher; raises `ValueError` for a cache of another one."
     given = isinstance(self.cache, TeacherCache)
     try: self.memory = self.cache if given else remember(self, batch, t)
-    except CacheTooLarge as e: self.forgo(e)
+    except CannotRemember as e: self.forgo(e)
     if given and self.cache.made_of["teacher"] != weights_hash(self.teacher):
         raise ValueError("Distiller: cache: it has the answers of another teacher; make one of this teacher")
     if self.memory is not None:
