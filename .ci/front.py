@@ -8,6 +8,10 @@ named "best", one "published" (`l2 + 0.03*adversarial`, 1,000 steps at 0.02).
 import base64, hashlib, json, statistics, sys
 from pathlib import Path
 import numpy as np
+from vemi_kit.files import read_rows
+from vemi_kit.study.recipes import mean_and_sd, trial_seconds
+from vemi_kit.study.report import finished, paired_difference, verdict
+from vemi_kit.study.workloads import Digits16, Workload
 
 root = Path(__file__).resolve().parent.parent
 results, images = root/"nbs/results", root/"nbs/images"
@@ -18,28 +22,16 @@ LOOKS = {"best": ("*", "k"), "l1": ("v", "C0"), "published": ("s", "C3"), "l2 + 
 EARLIER = {"l2 + adv": ("o", "C1"), "l1 + vem paper + adv": ("D", "C2"), "vem tilted + adv": ("P", "C4")}
 
 
-def lines(path): return [json.loads(l) for l in path.read_text(encoding="utf-8").splitlines() if l.strip()]
-
-
 def tasks():
     "{folder: lines} of the comparisons of recipes in which `best` has run."
-    found = {p.parent.name: lines(p) for p in sorted((results/"recipes").glob("*/runs.jsonl"))}
+    found = {p.parent.name: read_rows(p) for p in sorted((results/"recipes").glob("*/runs.jsonl"))}
     return {k: rows for k,rows in found.items() if "best" in by_name(rows)}
 
 
 def by_name(rows):
     "Finished lines of each recipe."
-    good = [r for r in rows if "error" not in r]
+    good = finished(rows)
     return {n: [r for r in good if r["name"] == n] for n in dict.fromkeys(r["name"] for r in good)}
-
-
-def seconds(row): return row["seconds_used"] + row.get("prepared", 0.)
-
-
-def mean_sd(values, digits):
-    "Mean ± standard deviation; the value alone if there is one."
-    m = f"{statistics.fmean(values):.{digits}f}"
-    return m if len(values) < 2 else f"{m} ± {statistics.stdev(values):.{digits}f}"
 
 
 def store(runs):
@@ -48,13 +40,12 @@ def store(runs):
     from vemi_kit.costs import count_macs
     from vemi_kit.students import shrink
     from vemi_kit.study.runner import to_levels
-    from vemi_kit.study.workloads import Digits16
     from vemi_kit.timing import latency, machine_text
     from vemi_kit.zoo.dcgan import digits_teacher
     torch.set_num_threads(1)
     net, work = digits_teacher()[0], Digits16()
     x = work.held_out(2*work.n_judge)[0][:12]
-    students = {n: rs[0] for n,rs in by_name(lines(runs)).items()}
+    students = {n: rs[0] for n,rs in by_name(read_rows(runs)).items()}
     width, = {r["width"] for r in students.values()}
     small = shrink(net, width=width).eval()
     with torch.no_grad(): pictures = dict(teacher=to_levels(net(x)))
@@ -65,7 +56,7 @@ def store(runs):
     pack = lambda p: base64.b64encode(np.array(p, dtype=np.uint8)[:,0].tobytes()).decode()
     side = np.array(pictures["teacher"]).shape[-1]
     told = {n: dict(seed=r["seed"], formula=r["formula"], last=r["last"]) for n,r in students.items()}
-    for n,r in students.items(): told[n]["seconds"] = seconds(r)
+    for n,r in students.items(): told[n]["seconds"] = trial_seconds(r)
     found = dict(task=work.name, width=width, side=side, cost=cost, machine=machine_text("cpu"), lines=told)
     found["pictures"] = {n: pack(p) for n,p in pictures.items()}
     STORED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -111,7 +102,7 @@ def draw_front(found):
 def earlier(task, width):
     "Adversarial methods of the first comparison, at the same width."
     path = results/"compare"/task/"runs.jsonl"
-    rows = lines(path) if path.exists() else []
+    rows = read_rows(path) if path.exists() else []
     mine = by_name([r for r in rows if r["width"] == width and r["budget"] == "steps"])
     return {n: mine[n] for n in EARLIER if n in mine}
 
@@ -129,7 +120,7 @@ def draw_verdict(found):
             mark, colour = {**LOOKS, **EARLIER}[name]
             face = colour if name in recipes else "none"
             style = dict(ls="", marker=mark, ms=9 if name == "best" else 6, color=colour, mfc=face)
-            at = [seconds(r) for r in mine], [r["last"]["frechet_teacher"] for r in mine]
+            at = [trial_seconds(r) for r in mine], [r["last"]["frechet_teacher"] for r in mine]
             seen[name], = ax.plot(*at, **style)
         low, high = ax.dataLim.y0, ax.dataLim.y1
         wide = high > 10*low
@@ -141,41 +132,28 @@ def draw_verdict(found):
     return fig
 
 
-def interval(a, b):
-    "Mean difference over common seeds and half of its 95% interval; None for less than two."
-    from vemi_kit.study.report import t_quantile
-    values = lambda rows: {r["seed"]: r["last"]["frechet_teacher"] for r in rows}
-    va, vb = values(a), values(b)
-    d = [va[s]-vb[s] for s in va if s in vb]
-    if len(d) < 2: return None
-    return statistics.fmean(d), t_quantile(len(d)-1, .95)*statistics.stdev(d)/len(d)**.5
-
-
 def task_sentence(task, rows):
     "One sentence from the lines of a task: `best` beside the published form that came nearest."
     groups, digits = by_name(rows), 2 if rows[0]["last"]["frechet_teacher"] > 1 else 4
     values = lambda n: [r["last"]["frechet_teacher"] for r in groups[n]]
-    said = lambda n: f"{mean_sd(values(n), digits)} in {statistics.fmean(map(seconds, groups[n])):.0f} s"
+    said = lambda n: f"{mean_and_sd(values(n), digits)} in {statistics.fmean(map(trial_seconds, groups[n])):.0f} s"
     others = sorted((statistics.fmean(values(n)), n) for n in groups if n in PUBLISHED)
     text = f"**{task}**: `best` {said('best')}"
     if others:
         name = others[0][1]
         which = f"nearest of {len(others)} published forms, {name}," if len(others) > 1 else f"published form {name}"
         text += f", the {which} {said(name)}"
-        found = interval(groups["best"], groups[name])
-        if found:
-            mean, half = found
-            which = "nearer" if mean+half < 0 else "farther" if mean-half > 0 else "no clear difference"
-            text += f": {which} ({mean:+.{digits}f} ± {half:.{digits}f})"
+        d = paired_difference(groups["best"], groups[name], "frechet_teacher", which="last")
+        if d and len(d.seeds) > 1:
+            which = "nearer" if d.high < 0 else "farther" if d.low > 0 else "no clear difference"
+            text += f": {which} ({d.mean:+.{digits}f} ± {d.high-d.mean:.{digits}f})"
     n, where = len(groups["best"]), f"nbs/results/recipes/{task}/runs.jsonl"
     return f"- {text}; [{n} seed{'s'*(n > 1)}]({where})."
 
 
 def term_sentence():
     "How often the paper's kind of term helped in the first comparison."
-    from vemi_kit.study.report import verdict
-    from vemi_kit.study.workloads import Workload
-    found = verdict([r for t in Workload.registry for r in lines(results/"compare"/t/"runs.jsonl")])
+    found = verdict([r for t in Workload.registry for r in read_rows(results/"compare"/t/"runs.jsonl")])
     ahead, behind = sum(v["low"] > 0 for v in found), sum(v["high"] < 0 for v in found)
     where = f"in {ahead or 'none'} of {len(found)} comparisons, behind in {behind} (95% intervals)"
     return f"- **The mutual-information term**: ahead {where}; [why](nbs/tutorials/comparison.ipynb)."

@@ -98,10 +98,11 @@ def trial_seconds(
 
 def mean_and_sd(
     values:list, # numbers
+    digits:int=2, # behind the point
 ) -> str:
     "Mean ± standard deviation; the value alone if there is one."
-    m = statistics.fmean(values)
-    return f"{m:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{m:.2f}"
+    m = f"{statistics.fmean(values):.{digits}f}"
+    return m if len(values) < 2 else f"{m} ± {statistics.stdev(values):.{digits}f}"
 
 # %% ../../nbs/922_study.recipes.ipynb #af5ff96a
 def trial_table(
