@@ -12,7 +12,7 @@ from collections.abc import Callable
 from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch import nn
-from ..core import check_batch, check_finite, check_images, check_number, frozen, require
+from ..core import check_batch, check_finite, check_images, check_number, digest, frozen, require
 from ..core import seeded, stream
 from ..files import load_nets, read_config, weights_hash, weights_path
 from ..runs import own_seed
@@ -120,6 +120,7 @@ class Extractor:
         crop:int|None=None, # side of a central square cut out before that; None: no crop
         name:str|None=None, # for the protocol, a module's hash is added; None: its class
         resize_note:str|None=None, # what the network itself does to sizes, for the protocol
+        keep:int=0, # batches whose features are kept, for several measures of the same pictures
     ):
         if not callable(net):
             raise TypeError(f"Extractor: expected a module or a function, got {type(net).__name__}")
@@ -132,7 +133,9 @@ class Extractor:
         for k,v in (("size", size), ("crop", crop)):
             if v is not None: check_number(v, f"Extractor: {k}", 1, whole=True)
         if size is None and isinstance(config, dict): size = config.get("size")
-        store_attr("net,size,crop,resize_note")
+        check_number(keep, "Extractor: keep", 0, whole=True)
+        store_attr("net,size,crop,resize_note,keep")
+        self.kept = {}
         self._given = name
         self.name = self._name()
 
@@ -199,7 +202,21 @@ def _device(self:Extractor, x):
 def __call__(self:Extractor,
     x:torch.Tensor, # pictures that went through `prepare`
 ) -> torch.Tensor: # (b, d), float64
-    "Their features; raises `ValueError` for another shape, `FloatingPointError` for NaN or infinity."
+    """Their features; raises `ValueError` for another shape, `FloatingPointError` for NaN or infinity. With
+    `keep` those of the last batches are looked up by the pictures' hash.
+    """
+    if not self.keep: return self.extract(x)
+    key = digest({"": x})
+    y = self.kept.pop(key) if key in self.kept else self.extract(x)
+    self.kept[key] = y
+    while len(self.kept) > self.keep: self.kept.pop(next(iter(self.kept)))
+    return y.clone()
+
+@patch
+def extract(self:Extractor,
+    x:torch.Tensor, # pictures that went through `prepare`
+) -> torch.Tensor: # (b, d), float64
+    "Run the network; raises as a call does."
     f = self.net.features if callable(getattr(self.net, "features", None)) else self.net
     with frozen(self.net), torch.no_grad(): y = f(x.float().to(self._device(x)))
     if not torch.is_tensor(y) or y.ndim != 2 or len(y) != len(x):

@@ -117,7 +117,8 @@ class ColourFeatures(nn.Module):
     def features(self, x:torch.Tensor) -> torch.Tensor:
         "(b, 1 or 3, h, w) to (b, 320)"
         x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-        return self.net.maps(x).mean((2,3))
+        # in small pieces: on a CPU three times faster than a large batch
+        return torch.cat([self.net.maps(b).mean((2,3)) for b in x.split(16)])
 
 # %% ../../nbs/226_metrics.imagenet.ipynb #268b681e
 def imagenet_features(

@@ -85,7 +85,7 @@ def _work(a):
 # %% ../../nbs/920_study.command.ipynb #a358d419
 @command
 def vemi_compare(
-    tasks:str="digits16", # names with commas: digits16, faces32, photos_x2, edges64, or those of plugins
+    tasks:str="digits16", # names: digits16, faces32, photos_x2, photos_x4, edges64, or those of plugins
     methods:str|None=None, # formulas or names from --configs, with commas; default: all of them, or l1,l1+vem
     configs:str|None=None, # JSON file: {name: {formula, settings, lr}}
     set:list=(), # METHOD.ARGUMENT=VALUE for all formulas with that method; may be repeated

@@ -18,6 +18,7 @@ from ..methods.formula import formula_terms
 MEASURES = dict(  # name: (heading, +1 if more is better, decimals)
     frechet_teacher=("Fréchet to teacher", -1, 3),
     frechet_real=("Fréchet to real", -1, 3),
+    kernel_teacher=("kernel distance", -1, 4), recall=("recall", 1, 3), precision=("precision", 1, 3),
     coin_nats=("I(B;X) ≥, nats", -1, 3),
     mse=("MSE", -1, 5), l1=("L1", -1, 4),
     psnr=("PSNR dB", 1, 2),
