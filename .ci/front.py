@@ -153,7 +153,8 @@ def task_sentence(task, rows):
 
 def term_sentence():
     "How often the paper's kind of term helped in the first comparison."
-    found = verdict([r for t in Workload.registry for r in read_rows(results/"compare"/t/"runs.jsonl")])
+    paths = [results/"compare"/t/"runs.jsonl" for t in Workload.registry]
+    found = verdict([r for p in paths if p.exists() for r in read_rows(p)])
     ahead, behind = sum(v["low"] > 0 for v in found), sum(v["high"] < 0 for v in found)
     where = f"in {ahead or 'none'} of {len(found)} comparisons, behind in {behind} (95% intervals)"
     return f"- **The mutual-information term**: ahead {where}; [why](nbs/tutorials/comparison.ipynb)."
