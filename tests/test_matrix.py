@@ -5,8 +5,11 @@ import pytest, torch
 from pathlib import Path
 from vemi_kit import compress, load_student, load_teacher, save_nets
 from vemi_kit.core import seeded
+from vemi_kit.costs import count_macs
 from vemi_kit.data.pictures import photo_crops
 from vemi_kit.deploy import OnnxNetwork, export_onnx, export_program
+from vemi_kit.pruning import prune
+from vemi_kit.students import shrink
 from vemi_kit.show import table
 from vemi_kit.teachers import UnitRange
 from vemi_kit.zoo.dcgan import SNGenerator
@@ -54,6 +57,9 @@ def program(folder, kind):
 def function(folder): return (lambda x: x.flip(1)), (lambda x: x.flip(1))
 
 
+def whole(net): return (lambda folder: (net().eval(),)*2)
+
+
 latents, fewer = dict(data="latents"), dict(macs_ratio=2)
 ROWS = {                       # how it is made in a folder: (what load_teacher takes, the network); how it is compressed
     "CycleGAN ResNet": (lambda f: checkpoint(f, originals.ResnetGenerator()), {}),
@@ -68,6 +74,7 @@ ROWS = {                       # how it is made in a folder: (what load_teacher 
     "torch.export file": (lambda f: program(f, "pt2"), {}),
     "TorchScript file": (lambda f: program(f, "pt"), {}),
     "plain function": (function, {}),
+    "segmentation network": (whole(originals.Segmenter), fewer | dict(teacher_read=dict(value_range=None))),
 }
 PICTURES = ("CycleGAN ResNet", "mobile ResNet", "pix2pix U-Net", "MSRResNet x4", "RRDBNet x4, spandrel",
             "SRVGG x4, spandrel")
@@ -88,7 +95,7 @@ def steps_of(name, folder):
     with seeded(0): source, _ = ROWS[name][0](folder)
     teacher = load_teacher(source)
     made = compress(teacher, out=folder/"out", recipe="l1", steps=4, n_held=16, **how)
-    again, onnx = load_student(folder/"out/student"), OnnxNetwork(folder/"out/student/student.onnx")
+    again, onnx = load_student(folder/"out/student", trust=True), OnnxNetwork(folder/"out/student/student.onnx")
     x = teacher.sample(2, 32, torch.Generator().manual_seed(1))
     with torch.no_grad(): parity, same = (onnx(x)-again(x)).abs().max().item(), torch.equal(again(x), made.student(x))
     return dict(teacher=name, read=teacher.family, costs=made.costs, steps=made.run.step, parity=parity, same=same)
@@ -100,6 +107,29 @@ def test_a_teacher_goes_through_every_step(name, tmp_path):
     row = steps_of(name, tmp_path)
     assert row["steps"] == 4 and row["same"] and row["parity"] < 1e-4, row
     assert (tmp_path/"out/report.md").is_file()
+
+
+def test_a_network_of_several_inputs_is_pruned_and_told_the_way_by_load_teacher():
+    with seeded(0): net, z = originals.Conditional().eval(), torch.randn(4, 16)
+    sample = z, torch.arange(4)
+    small = prune(net, macs_ratio=2, sample=sample)
+    assert 2*count_macs(small, *sample) <= count_macs(net, *sample) and small(*sample).shape == (4, 1, 16, 16)
+    assert small.embed.weight.shape == net.embed.weight.shape                  # it meets z, which stays
+    with pytest.raises(ValueError, match=r"sample=\(z, label\)"): load_teacher(net, latents=16)
+    with pytest.raises(ValueError, match="4 of the first input and 3 of input 2"):
+        prune(net, macs_ratio=2, sample=(z, torch.arange(3)))
+
+
+def test_a_network_of_diffusers_is_shrunk_and_not_pruned():
+    diffusers = pytest.importorskip("diffusers")
+    kinds = {f"{k}_block_types": (f"{k.title()}Block2D",)*2 for k in ("down", "up")}
+    net = diffusers.UNet2DModel(16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, **kinds)
+    sample = torch.zeros(1, 3, 16, 16), torch.tensor([3])
+    with pytest.raises(ValueError, match="Upsample2D asserts numbers .* such as its .*channels.* give student="):
+        prune(net.eval(), macs_ratio=2, sample=sample)
+    small = shrink(net, macs_ratio=4, sample=sample)
+    assert 4*count_macs(small, *sample) <= count_macs(net, *sample)
+    assert small.config["norm_num_groups"] < 4 and small(*sample).sample.shape == (1, 3, 16, 16)
 
 
 @pytest.mark.slow

@@ -6,14 +6,14 @@
 __all__ = ['NORM_LAYERS', 'CUT_TOLERANCE', 'Coupled', 'couplings', 'fit_layers', 'cut', 'silence', 'check_cut']
 
 # %% ../nbs/412_channels.ipynb #b156cb7a
-import torch
+import torch, traceback
 from copy import deepcopy
 from dataclasses import dataclass
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from .core import require, seeded
-from .students import runs_on_meta
+from .students import as_inputs, runs_on_meta
 from .zoo.stylegan2 import StyleGAN2Generator, prune_channels
 
 # %% ../nbs/412_channels.ipynb #57e5a8d5
@@ -61,15 +61,18 @@ def _layer_tensors(m, out):
 # %% ../nbs/412_channels.ipynb #7db03196
 class _Rooted(nn.Module):
     "A network behind a layer in place of its input, so that a trace knows the input's channels."
-    def __init__(self, net, x):
+    def __init__(self, net, inputs):
         super().__init__()
+        self.roots, self.net = nn.ModuleList(self.make(net, x) for x in inputs), net
+    @staticmethod
+    def make(net, x):
         kinds = {2: nn.Linear, 4: nn.Conv2d, 5: nn.Conv3d}
         if any(isinstance(m, nn.Conv1d) for m in net.modules()): kinds[3] = nn.Conv1d
         make = kinds.get(x.ndim) if x.is_floating_point() else None
+        if not make: return nn.Identity()
         size = (x.shape[1], x.shape[1]) + (1,)*(x.ndim > 2)
-        self.root = make(*size, device=x.device, dtype=x.dtype) if make else nn.Identity()
-        self.net = net
-    def forward(self, x): return self.net(self.root(x))
+        return make(*size, device=x.device, dtype=x.dtype)
+    def forward(self, *inputs): return self.net(*(root(x) for root,x in zip(self.roots, inputs)))
 
 # %% ../nbs/412_channels.ipynb #1503817a
 class _PlainShuffles(TorchFunctionMode):
@@ -85,15 +88,15 @@ class _PlainShuffles(TorchFunctionMode):
 def _trace(net, sample):
     "torch-pruning's groups, each a list of (node, as output?, positions), and {module or parameter: name}."
     tp = require("torch_pruning", "prune")
-    rooted = _Rooted(net.eval().requires_grad_(True), sample)
+    rooted = _Rooted(net.eval().requires_grad_(True), as_inputs(sample))
     with torch.enable_grad(), _PlainShuffles():
-        graph = tp.DependencyGraph().build_dependency(rooted, sample, verbose=False)
+        graph = tp.DependencyGraph().build_dependency(rooted, as_inputs(sample), verbose=False)
     is_out = lambda dep: graph.is_out_channel_pruning_fn(dep.handler)
     item = lambda i: (i.dep.target, is_out(i.dep), sorted(set(i.idxs)))
     groups = [[item(i) for i in g] for g in graph.get_all_groups()]
     names = {m: n for n,m in net.named_modules()} | {p: n for n,p in net.named_parameters()}
     # the input's own channels stay, as do those of the picture that comes out
-    free = lambda g: not any(node.module is rooted.root or (out and not node.outputs) for node,out,_ in g)
+    free = lambda g: not any(node.module in [*rooted.roots] or (out and not node.outputs) for node,out,_ in g)
     return [g for g in groups if free(g)], names
 
 # %% ../nbs/412_channels.ipynb #0c9a4b00
@@ -137,18 +140,19 @@ def _traced(net, sample):
             f"{name} has parametrised layers (spectral norms), which cannot be cut; remove them first"
         )
     require("torch_pruning", "prune")
-    for device in ["meta"]*runs_on_meta(net, sample) + [sample.device]:
-        try: return _trace(deepcopy(net).to(device), sample.to(device))
+    inputs = as_inputs(sample)
+    for device in ["meta"]*runs_on_meta(net, sample) + [inputs[0].device]:
+        try: return _trace(deepcopy(net).to(device), tuple(x.to(device) for x in inputs))
         except Exception as e: error = e
     raise ValueError(
-        f"torch-pruning cannot trace {name} on a sample {tuple(sample.shape)}: "
+        f"torch-pruning cannot trace {name} on a sample {', '.join(str(tuple(x.shape)) for x in inputs)}: "
         f"{type(error).__name__}: {error}"
     ) from error
 
 # %% ../nbs/412_channels.ipynb #495e9216
 def couplings(
     net:nn.Module, # network, on any device
-    sample:torch.Tensor, # example input (b, ...)
+    sample:torch.Tensor|tuple, # example input (b, ...), a tuple for several
 ) -> list: # of `Coupled`
     """The channels of `net` that can be cut, with everything that each of them touches; needs the `prune`
     extra, except for StyleGAN2. `ValueError` if the network cannot be traced or nothing can be cut.
@@ -225,12 +229,13 @@ def silence(
 @torch.no_grad()
 def _run(net, x, dtype):
     "The tensors that `net` gives in evaluation mode and this precision, with its own noise repeated."
-    net, x = deepcopy(net).eval().to(dtype), x.to(dtype) if x.is_floating_point() else x
-    gpus = [x.device] if x.device.type == "cuda" else []
+    net, inputs = nn.Module.to(deepcopy(net).eval(), dtype), as_inputs(x)
+    inputs = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
+    gpus = [d] if (d := inputs[0].device).type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), seeded(0):
         for d in gpus:
             with torch.cuda.device(d): torch.cuda.manual_seed(0)
-        return [y.cpu().double() for y in tree_leaves(net(x)) if torch.is_tensor(y)]
+        return [y.cpu().double() for y in tree_leaves(net(*inputs)) if torch.is_tensor(y)]
 
 # %% ../nbs/412_channels.ipynb #edcc800d
 def _gap(a, b):
@@ -252,9 +257,16 @@ def _cut_error(net, coupled, keeps, x, dtype, floor):
     return gap/max(effect, floor*size, 1e-30), gap/max(size, 1e-30)
 
 # %% ../nbs/412_channels.ipynb #7b8bae2f
+def _asserted(e):
+    "What a bare assertion of a layer means for a cut."
+    m = [frame for frame,_ in traceback.walk_tb(e.__traceback__)][-1].f_locals.get("self")
+    counts = sorted(k for k in getattr(m, "__dict__", ()) if k.endswith("channels"))
+    return f"{type(m).__name__} asserts numbers of before, such as its {counts}"
+
 def _why_wrong(net, coupled, keeps, x):
     "What is wrong with a cut, '' if nothing. What may be rounding is looked at in double precision."
     try: error, overall = _cut_error(net, coupled, keeps, x, torch.float32, 1e-3)
+    except AssertionError as e: return _asserted(e)
     except (RuntimeError, IndexError) as e: return f"the cut network fails: {e}"
     if error > CUT_TOLERANCE:
         try: error, _ = _cut_error(net, coupled, keeps, x, torch.float64, 1e-6)
@@ -267,7 +279,7 @@ def check_cut(
     net:nn.Module, # network
     coupled:list, # of `couplings`
     keeps:list, # for each entry the channels that stay: a bool tensor (n,)
-    sample:torch.Tensor, # inputs (b, ...), on the network's device
+    sample:torch.Tensor|tuple, # inputs (b, ...), on the network's device; a tuple for several
 ):
     """Raise `ValueError`, with the layers whose channels cannot be cut, unless `cut` computes what the
     network computes without these channels (to 1e-4 of what they contribute).
@@ -281,5 +293,6 @@ def check_cut(
     layers = [sorted({k.rpartition(".")[0] or k for k,_,_,role in c.parts if role == "out"}) for c,_ in wrong]
     raise ValueError(
         f"prune: channels of {type(net).__name__} are tied in a way that its trace does not show, those of "
-        f"layer {'; '.join(', '.join(l[:4]) for l in layers[:4])}: {wrong[0][1]}"
+        f"layer {'; '.join(', '.join(l[:4]) for l in layers[:4])}: {wrong[0][1]}; "
+        "give student=, a narrower one of your own, or for networks of diffusers shrink(teacher, ...)"
     )

@@ -15,7 +15,7 @@ from .channels import check_cut, couplings, cut, fit_layers
 from .core import check_net, check_number, seeded, stream
 from .files import load_state, load_tensors, read_config
 from .zoo.stylegan2 import StyleGAN2Generator
-from .students import Budget
+from .students import Budget, as_inputs
 
 # %% ../nbs/413_pruning.ipynb #67794b76
 def _mask_for(y, mask):
@@ -28,7 +28,7 @@ def _mask_for(y, mask):
 @torch.enable_grad()
 def saliency(
     net:nn.Module, # network to look into
-    sample:torch.Tensor, # inputs (b, ...)
+    sample:torch.Tensor|tuple, # inputs (b, ...), a tuple for several
     mask:torch.Tensor|Callable|None=None, # region of interest, or function(pictures) of it; None: everything
     draws:int=4, # noise draws an input
     seed:int=0, # of the noise
@@ -38,12 +38,13 @@ def saliency(
     """
     net, g = deepcopy(net).eval().requires_grad_(True), stream(seed, "saliency")
     res = {k: torch.zeros_like(p) for k,p in net.named_parameters()}
-    for x in [x for x in sample.split(1) for _ in range(draws)]:
-        y = net(x)
+    inputs = as_inputs(sample)
+    for one in [one for one in zip(*(x.split(1) for x in inputs)) for _ in range(draws)]:
+        y = net(*one)
         noisy = y.detach() + _mask_for(y, mask)*torch.randn(y.shape, generator=g).to(y)
         grads = torch.autograd.grad((y-noisy).abs().mean(), list(net.parameters()), allow_unused=True)
         for k,d in zip(res, grads):
-            if d is not None: res[k] += d.abs()/(len(sample)*draws)
+            if d is not None: res[k] += d.abs()/(len(inputs[0])*draws)
     return res
 
 # %% ../nbs/413_pruning.ipynb #1fdbf7b2
@@ -66,7 +67,7 @@ def channel_scores(
     net:nn.Module, # network
     coupled:list, # of `couplings`
     importance:str, # one of `IMPORTANCES`
-    sample:torch.Tensor|None=None, # inputs (b, ...), for "content"
+    sample:torch.Tensor|tuple|None=None, # inputs (b, ...), for "content"
     mask:torch.Tensor|Callable|None=None, # see `saliency`; for "content" only
 ) -> list: # a tensor (n,) for each entry, higher matters more; None where "scale" finds no norm
     "Importance of every channel; `ValueError` for another importance, a useless mask, or no scales to go by."
@@ -95,11 +96,18 @@ def _shares(coupled, least):
 
 # %% ../nbs/413_pruning.ipynb #e84515e2
 def _threshold(coupled, scores, ranks, least):
-    "As `_shares`, for one threshold: size i keeps the i loudest channels, and `least` of each group."
-    forced = [s.masked_fill(r < least, torch.inf) for s,r in zip(scores, ranks) if s is not None]
-    every, lo = torch.cat(forced).sort(descending=True).values, sum(min(least, len(s)) for s in forced)
-    count = lambda c, s, i: c.n if s is None else max(min(least, c.n), int((s >= every[i-1]).sum()))
-    return lo, len(every), lambda i: [count(c, s, i) for c,s in zip(coupled, scores)]
+    """As `_shares`, for one threshold: size i keeps the i loudest channels, `least` of each group first;
+    among equally loud ones the same share of each group.
+    """
+    told = [(k, s, r) for k,(s,r) in enumerate(zip(scores, ranks)) if s is not None]
+    loud = torch.cat([s.masked_fill(r < least, torch.inf) for _,s,r in told])
+    share = torch.cat([r/len(r) for _,_,r in told])
+    group = torch.cat([torch.full_like(r, k) for k,_,r in told])
+    order = share.argsort(stable=True)
+    group = group[order[loud[order].argsort(descending=True, stable=True)]]
+    counts = lambda i: group[:i].bincount(minlength=len(coupled)).tolist()
+    number = lambda i: [c.n if s is None else k for c,s,k in zip(coupled, scores, counts(i))]
+    return sum(min(least, len(r)) for _,_,r in told), len(group), number
 
 # %% ../nbs/413_pruning.ipynb #fb298332
 def keep_plan(
@@ -133,7 +141,7 @@ def prune(
     teacher:nn.Module, # any module that torch-pruning can trace, or a StyleGAN2 generator; left as it is
     macs:float|None=None, # the most MACs a sample that the student may cost
     macs_ratio:float|None=None, # how many times fewer MACs than the teacher it must have
-    sample:torch.Tensor|None=None, # example inputs (b, ...); importance "content" looks at all of them
+    sample:torch.Tensor|tuple|None=None, # example inputs (b, ...), a tuple for several; "content" uses all
     importance:str="norm", # one of `IMPORTANCES`: what makes a channel worth keeping
     mask:torch.Tensor|Callable|None=None, # region of interest for "content", see `saliency`
     params:float|None=None, # the most parameters
@@ -151,15 +159,16 @@ def prune(
     budgets = dict(macs=macs, macs_ratio=macs_ratio, params=params, latency_ms=latency_ms)
     _check_prune(teacher, sample, least, budgets)
     budget = Budget("prune", teacher, sample, **budgets)
-    coupled = couplings(teacher, sample[:1])
+    one = tuple(x[:1] for x in as_inputs(sample))
+    coupled = couplings(teacher, one)
     scores = channel_scores(teacher, coupled, importance, sample, mask)
     lo, hi, keep = keep_plan(coupled, scores, importance, least)
-    check_cut(teacher, coupled, keep(lo), sample[:1])
+    check_cut(teacher, coupled, keep(lo), one)
     on_meta = deepcopy(teacher).to("meta") if budget.counts_on == "meta" else teacher
     build = lambda i, device: cut(on_meta if str(device) == "meta" else teacher, coupled, keep(i))
     found = budget.largest(lo, hi, build, f"with least={least} a network of {least} channel(s) a layer")
-    check_cut(teacher, coupled, keep(found["size"]), sample[:1])
-    student = build(found["size"], sample.device)
+    check_cut(teacher, coupled, keep(found["size"]), one)
+    student = build(found["size"], one[0].device)
     student.budget, student.pruned = found, not isinstance(teacher, StyleGAN2Generator)
     return student
 

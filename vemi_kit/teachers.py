@@ -97,6 +97,8 @@ def probe(
         errors.append(f"{tuple(x.shape)}: {type(y).__name__}: {str(y)[:200]}")
     else:
         advice = "Give latents= or channels=, or read=, a Reader that calls it as it wants to be called"
+        advice += ". A network of several inputs: prune(net, sample=(z, label)) or a student of your own, "
+        advice += "then distill with batches (z, label), then deploy(student, folder, (z, label))"
         raise ValueError(f"{family}: it did not run on inputs of {'; '.join(errors)}. {advice}")
     over = max(0., y.abs().max().item() - 1)
     found = dict(latents=latents, out_channels=y.shape[1], overshoots=over)
