@@ -3,8 +3,8 @@
 Fails on lines over 110 columns, several statements a line, exported cells over 60 lines, a median of exported
 cells over 12 lines, modules over 300 lines, public parameters without annotation, imports of another module's
 private names, process-wide switches of torch that a notebook leaves on, stored widgets and errors, a picture stored
-twice, notebooks over 500 kB, and cells with imports that need cells without: nbdev's documentation runs only the
-former.
+twice, notebooks over 500 kB, controls that read what a later cell binds anew, and cells with imports that need cells
+without: nbdev's documentation runs only the former.
 """
 import argparse, ast, builtins, hashlib, io, json, re, statistics, sys, tokenize
 from pathlib import Path
@@ -115,6 +115,48 @@ def alone(sources):
     return missing
 
 
+def outside(function):
+    "Names that a function or class takes from the notebook when it runs."
+    nodes = list(ast.walk(function))
+    own = {n.arg for n in nodes if isinstance(n, ast.arg)} | {n.name for n in nodes[1:] if hasattr(n, "body") and hasattr(n, "name")}
+    named = [n for n in nodes if isinstance(n, ast.Name)]
+    return {n.id for n in named if isinstance(n.ctx, ast.Load)} - own - {n.id for n in named if not isinstance(n.ctx, ast.Load)}
+
+
+def assigned(node):
+    "Names that a cell itself binds; those of functions and comprehensions in it are theirs."
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return {node.name}
+    if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)): return set()
+    own = {node.id} if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) else set()
+    return own.union(*map(assigned, ast.iter_child_nodes(node)))
+
+
+def defined(trees):
+    "{name: functions, classes and lambdas that go by it} of the cells."
+    found = {}
+    for n in (n for t in trees for n in t.body):
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)): found.setdefault(n.name, []).append(n)
+        if not isinstance(n, ast.Assign): continue
+        inner = [l for l in ast.walk(n.value) if isinstance(l, ast.Lambda)]
+        for name in assigned(n): found.setdefault(name, []).extend(inner)
+    return found
+
+
+def overwritten(sources):
+    """Names that a drawing function behind controls reads and that a cell below its own binds anew: after Run All
+    its controls draw something else, or nothing.
+    """
+    trees, found = [ast.parse(body(s)) for s in sources], set()
+    for i,tree in enumerate(trees):
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "explore" and n.args]
+        known, reads, todo = defined(trees[:i+1]), set(), set().union(*(outside(c.args[0]) for c in calls))
+        while todo:
+            reads.add(name := todo.pop())
+            todo |= set().union(*map(outside, known.get(name, []))) - reads
+        found |= reads & set().union(*map(assigned, trees[i+1:]))
+    return sorted(found)
+
+
 def widgets(book):
     "Stored widgets, which a notebook that was just opened shows as errors."
     kinds = [k for c in book["cells"] for o in c.get("outputs", []) for k in o.get("data", {})]
@@ -164,7 +206,7 @@ def measure(path):
         long=[(path.stem, n) for n,s in zip(first, sizes) if s > CELL],
         bare=[b for e in exported for b in bare(ast.parse(e))],
         private=[p for s in sources for p in private(ast.parse(body(s)))],
-        alone=alone(sources),
+        alone=alone(sources), overwritten=overwritten(sources),
         switched=[p for s in sources for p in switched(ast.parse(body(s)))],
     )
 
@@ -184,6 +226,7 @@ def faults(found, sizes, lines):
             if name not in LONG_CELLS: yield f"{m['notebook']}: the exported cell of {name[1]} is over {CELL} lines"
         if m["bare"]: yield f"{m['notebook']}: parameters without annotation: {', '.join(m['bare'])}"
         if m["alone"]: yield f"{m['notebook']}: cells with imports take from cells without: {', '.join(m['alone'])}"
+        if m["overwritten"]: yield f"{m['notebook']}: controls read what a later cell binds anew: {', '.join(m['overwritten'])}"
         if m["switched"]: yield f"{m['notebook']}: left for the notebooks after it: {', '.join(m['switched'])}"
         if m["widgets"]: yield f"{m['notebook']}: {m['widgets']} stored widgets: python .ci/refresh.py drops them"
         if m["broken"]: yield f"{m['notebook']}: {m['broken']} stored errors"

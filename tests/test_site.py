@@ -62,6 +62,18 @@ def test_cells_with_imports_stand_alone():
     assert pages.alone([*plain, "import os\ndef g(): return x"]) == []
 
 
+def test_a_cell_that_takes_a_name_from_the_controls_above_is_found():
+    sys.path.insert(0, str(root/".ci"))
+    import pages
+    sys.path.remove(str(root/".ci"))
+    cells = ["x = 1\ndef inner(k): return x*k", "def draw(a=1): show(inner(a))", "explore(draw, a=(0,3))"]
+    assert pages.overwritten(cells) == []
+    assert pages.overwritten([*cells, "a = k = show = 2\ndef f():\n    x = 3\nprint([x for x in (1,2)])"]) == ["show"]
+    assert pages.overwritten([*cells, "for x in range(3): pass"]) == ["x"]
+    assert pages.overwritten([*cells, "def inner(k): return k"]) == ["inner"]
+    assert pages.overwritten([*cells[:1], "explore(lambda a=1: inner(a), a=(0,3))\nx = 2"]) == []
+
+
 def test_start_opens_elsewhere_and_installs_nothing_here():
     book = json.loads((root/"nbs/001_start.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(c["source"]) for c in book["cells"])
