@@ -43,7 +43,8 @@ def contrast_mask(
 class CAGC(Method):
     """Masked L1 and perceptual distance to the teacher's pictures (CAGC, arXiv 2104.02244; both weights 3 as
     published). LPIPS with `weights` (VGG16's file), as published, else the `PerceptualFeatures` that need
-    none; `note` says which, with a hash. Published beside `adversarial` with the logistic loss.
+    none, and no network with `perceptual=0`; `note` says which, with a hash. Published beside `adversarial`
+    with the logistic loss.
     """
     name, seen_by = "cagc", "not prepared"
     def __init__(self,
@@ -70,7 +71,8 @@ def prepare(self:CAGC,
     teacher:nn.Module, student:nn.Module, batch:object, t:torch.Tensor, s:torch.Tensor, # see `Method.prepare`
 ):
     "Build the perceptual term; a mask or a size of pictures that does not fit fails here."
-    if self.weights:
+    if not self.perceptual: self.seen_by = "no features"
+    elif self.weights:
         self.set_aside(distance=LPIPS(self.weights, "vgg").to(t.device))
         self.seen_by = f"LPIPS of VGG16 ({weights_hash(self.distance.body)})"
     else:
@@ -97,10 +99,12 @@ def content(self:CAGC,
 # %% ../../nbs/613_methods.cagc.ipynb #16c5253c
 @patch
 def loss(self:CAGC, batch:object, t:torch.Tensor, s:torch.Tensor, features:dict|None=None) -> tuple:
-    "Both terms under the mask; logs `l1`, `perceptual` and `content`, the masked share of pixels."
+    "Terms under the mask; logs `l1`, `content` (the masked share) and `perceptual`, if there is one."
     m = self.content(t)
     a, b = t*m, s*m
-    l1 = (a-b).abs().mean()
+    l1, figures = (a-b).abs().mean(), dict(content=m.mean().item())
+    figures["l1"] = l1.item()
+    if not self.perceptual: return self.l1*l1, figures
     if self.weights: p = self.distance(*(v.expand(-1,3,-1,-1).clamp(-1,1) for v in (a, b))).mean()
     else: p, _ = self.perceptual_term.loss(batch, a, b)
-    return self.l1*l1 + self.perceptual*p, dict(l1=l1.item(), perceptual=p.item(), content=m.mean().item())
+    return self.l1*l1 + self.perceptual*p, dict(figures, perceptual=p.item())

@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from torch import nn
 from ..core import check_number, default_device, plain_value, set_seed
+from ..doors import one_of
 from ..files import weights_hash
 from ..phases import least_steps
 from ..recipes import RECIPES, find_recipe
 from ..runs import own_randomness
 from ..metrics.features import Extractor
-from .judge import find_features, shared_weights
+from .judge import PROOFS, find_features, shared_weights
 from .workloads import Workload
 from .configs import Config, read_configs, read_tuned, run_key, spaced, tuned_for
 from .runner import check_folder, compare_run, run_all, student_run
@@ -84,7 +85,7 @@ def plan_runs(
     steps:int|None=None, # of each run; None: the workload's
     lr:float|None=None, # None: the configuration's, what `tune` found, or the workload's
     found:dict|None=None, # of `read_tuned`
-    **extra:object, # certified, pool, cache, course, judge: in the spec unless 0, False or None
+    **extra:object, # certified, by, pool, cache, course, judge: in the spec unless 0, False or None
 ) -> list: # of specs
     "The runs in their order; `key_runs` adds teacher and key."
     specs, extra = [], {k: v for k,v in extra.items() if v}
@@ -245,6 +246,7 @@ def compare(
     teachers:str|Path|None=None, # folder of trained teachers; None: `teachers` in `out`
     judge:str|None=None, # "imagenet": judge by `imagenet_features`; None: by the workload's own features
     watch:Callable|None=None, # as for `run_all`
+    by:str="chain", # who certifies, one of `PROOFS`
 ) -> list: # the lines of this comparison
     "Run what is missing of workloads x methods x widths x seeds. All is checked before the first run."
     for p in plugins: importlib.import_module(p)
@@ -253,8 +255,10 @@ def compare(
     seeds = read_seeds(seeds)
     check_counts(classes, certified, dict(pool=pool, cache=cache), jobs=jobs, steps=steps)
     if lr is not None: check_rate(lr, "compare: lr")
+    one_of(*PROOFS)(by, "compare: by")
     reference, found = find_reference(seconds_of, configs), read_tuned(out) if tuned else {}
-    extra = dict(certified=int(certified), pool=int(pool), cache=int(cache), course=course, judge=judge)
+    extra = dict(certified=int(certified), pool=int(pool), cache=int(cache), course=course, judge=judge,
+                 by=by if certified else None)
     specs = plan_runs(classes, configs, widths, seeds, steps, lr, found, **extra)
     kw = dict(jobs=jobs, plugins=plugins, progress=progress, watch=watch)
     rows = run_plan(out/file, classes, specs, teachers, device, pool, **kw)

@@ -25,7 +25,7 @@ from ..callbacks import Clock, History, Progress
 from ..averages import Averaged
 from ..recipes import find_recipe
 from ..distill import Distiller
-from .judge import HeldOut, Judge
+from .judge import HeldOut, Judge, device_of
 from .workloads import Workload
 from .configs import merged
 
@@ -56,7 +56,7 @@ def student_run(
 ) -> tuple: # the finished `Distiller`, its Clock, its Averaged
     "Train one student. It ends as the average of its weights; `last` of the run has the last ones."
     teacher, seed = nets["teacher"], spec["seed"]
-    device = next(teacher.parameters()).device
+    device = device_of(teacher)
     set_seed(seed)
     student = workload.student(teacher, spec["width"]).to(device)
     data = workload.data(seed) if pool is None else Batches(pool[0], workload.batch_size, seed)
@@ -80,11 +80,11 @@ def vital_signs(
 
 # %% ../../nbs/916_study.runner.ipynb #e00b32aa
 @lru_cache(8)
-def _stage(cls, folder, device, certified, n_pool, judge=None):
+def _stage(cls, folder, device, certified, n_pool, judge=None, by="chain"):
     "Workload, networks, judge and pool, made once in each process."
     workload = cls()
     nets = workload.teacher(folder, device)
-    judge = Judge(workload, nets["teacher"], certified, judge)
+    judge = Judge(workload, nets["teacher"], certified, judge, by)
     return workload, nets, judge, workload.answers(nets["teacher"], n_pool, folder) if n_pool else None
 
 def kept_weights(
@@ -135,12 +135,13 @@ def compare_run(
     cls:type, # class of the workload
     folder:str|Path, # of teachers
     device:str|torch.device, # where to compute
-    spec:dict, # see `student_run`; also certified, pool, judge, course and keep
+    spec:dict, # see `student_run`; also certified, by, pool, judge, course and keep
 ) -> dict: # the line: `spec` and what came out
     """Train a student and judge it, its averaged weights (`figures`) and its last ones (`last`). With `keep`
     the last ones are also a file beside the teacher's, see `kept_weights`.
     """
-    given = [spec.get(k, no) for k,no in (("certified", 0), ("pool", 0), ("judge", None))]
+    known = (("certified", 0), ("pool", 0), ("judge", None), ("by", "chain"))
+    given = [spec.get(k, no) for k,no in known]
     stage = _stage(cls, str(folder), str(device), *given)
     workload, nets, judge, pool = stage
     run, clock, _ = student_run(workload, nets, spec, _course(judge, spec), pool)
