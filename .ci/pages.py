@@ -3,8 +3,8 @@
 Fails on lines over 110 columns, several statements a line, exported cells over 60 lines, a median of exported
 cells over 12 lines, modules over 300 lines, public parameters without annotation, imports of another module's
 private names, process-wide switches of torch that a notebook leaves on, stored widgets and errors, a picture stored
-twice, notebooks over 500 kB, controls that read what a later cell binds anew, and cells with imports that need cells
-without: nbdev's documentation runs only the former.
+twice, lines that differ by colour alone, letters under 8 points, notebooks over 500 kB, controls that read what a
+later cell binds anew, and cells with imports that need cells without: nbdev's documentation runs only the former.
 """
 import argparse, ast, builtins, hashlib, io, json, re, statistics, sys, tokenize
 from pathlib import Path
@@ -15,6 +15,7 @@ LONG_ROOMS = {          # {module: reason}
     "core": "the checks that all doors share stand beside seeds and devices",
     "cache": "the cache, its file, and what a run remembers by itself",
     "distiller": "the settings of a run and one step of it",
+    "show": "grids, lines, and the controls over both",
     "files": "how files are written and what a failing disk says belong together",
     "enhance.files": "one folder's work: decode, restore, record, report",
 }
@@ -157,6 +158,44 @@ def overwritten(sources):
     return sorted(found)
 
 
+CURVES = "plot", "semilogx", "semilogy", "loglog", "errorbar"
+STYLED = "ls", "linestyle", "marker", "fmt", "lw", None               # None: **kw
+NAMED = "style", "line", "ls", "look", "dash", "mark"                       # of variables that hold a style
+
+
+def curves(node, loop=None):
+    "(call, innermost loop around it) of each line with a label."
+    loops = node if isinstance(node, (ast.For, ast.ListComp)) else loop
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in CURVES:
+        if any(k.arg == "label" for k in node.keywords): yield node, loop
+    for child in ast.iter_child_nodes(node): yield from curves(child, loops)
+
+
+def alike(source):
+    """Labels of lines in one panel that a reader could tell apart by colour alone: no line style, no marker, or the
+    same for all of a loop.
+    """
+    seen, found = {}, []
+    for call,loop in curves(ast.parse(body(source))):
+        given = {k.arg: k.value for k in call.keywords}
+        bare = [a.value if isinstance(a, ast.Subscript) else a for a in call.args[:2]]
+        first = [a for a,b in zip(call.args, bare) if isinstance(b, ast.Constant) or getattr(b, "id", "") in NAMED]
+        style = [*first, *call.args[2:], *(given[k] for k in STYLED if k in given)]
+        several = loop is not None and not isinstance(given["label"], ast.Constant)
+        if not all(isinstance(v, ast.Constant) for v in style): continue
+        owner = ast.unparse(call.func.value)
+        if several and isinstance(loop, ast.For) and owner in binds(loop.target): several = False
+        key = owner, tuple(v.value for v in style)
+        if several or key in seen: found.append(ast.unparse(given["label"]))
+        seen[key] = True
+    return found
+
+
+def tiny(source):
+    "Sizes of letters below 8 points."
+    return [m for m in re.findall(r"(?:fontsize=|labelsize=|set_fontsize\()([\d.]+)", source) if float(m) < 8]
+
+
 def widgets(book):
     "Stored widgets, which a notebook that was just opened shows as errors."
     kinds = [k for c in book["cells"] for o in c.get("outputs", []) for k in o.get("data", {})]
@@ -206,6 +245,7 @@ def measure(path):
         long=[(path.stem, n) for n,s in zip(first, sizes) if s > CELL],
         bare=[b for e in exported for b in bare(ast.parse(e))],
         private=[p for s in sources for p in private(ast.parse(body(s)))],
+        alike=[a for s in sources for a in alike(s)], tiny=[t for s in sources for t in tiny(s)],
         alone=alone(sources), overwritten=overwritten(sources),
         switched=[p for s in sources for p in switched(ast.parse(body(s)))],
     )
@@ -226,6 +266,8 @@ def faults(found, sizes, lines):
             if name not in LONG_CELLS: yield f"{m['notebook']}: the exported cell of {name[1]} is over {CELL} lines"
         if m["bare"]: yield f"{m['notebook']}: parameters without annotation: {', '.join(m['bare'])}"
         if m["alone"]: yield f"{m['notebook']}: cells with imports take from cells without: {', '.join(m['alone'])}"
+        if m["alike"]: yield f"{m['notebook']}: lines that differ by colour alone (`show.line_look`): {', '.join(m['alike'])}"
+        if m["tiny"]: yield f"{m['notebook']}: {len(m['tiny'])} texts in a picture under 8 points"
         if m["overwritten"]: yield f"{m['notebook']}: controls read what a later cell binds anew: {', '.join(m['overwritten'])}"
         if m["switched"]: yield f"{m['notebook']}: left for the notebooks after it: {', '.join(m['switched'])}"
         if m["widgets"]: yield f"{m['notebook']}: {m['widgets']} stored widgets: python .ci/refresh.py drops them"

@@ -74,6 +74,20 @@ def test_a_cell_that_takes_a_name_from_the_controls_above_is_found():
     assert pages.overwritten([*cells[:1], "explore(lambda a=1: inner(a), a=(0,3))\nx = 2"]) == []
 
 
+def test_lines_that_differ_by_colour_alone_and_small_letters_are_found():
+    sys.path.insert(0, str(root/".ci"))
+    import pages
+    sys.path.remove(str(root/".ci"))
+    two = "ax.plot(a, label='a')\nax.plot(b, {}label='b')"
+    assert pages.alike(two.format("")) == ["'b'"] and pages.alike(two.format("'--', ")) == []
+    assert pages.alike("ax.plot(a, label='a')\nax2.plot(b, label='b')") == []
+    loop = "for i,k in enumerate(xs): {}.plot(x[k], {}label=k)"
+    assert pages.alike(loop.format("ax", "")) == pages.alike(loop.format("ax", "'o-', ")) == ["k"]
+    assert pages.alike(loop.format("ax", "**line_look(i), ")) == pages.alike(loop.format("ax", "'os^'[i], ")) == []
+    assert pages.alike("for ax,k in zip(axes, xs): ax.plot(x[k], label=k)") == []
+    assert pages.tiny("ax.legend(fontsize=7)\na.title.set_fontsize(6.5)\na.tick_params(labelsize=8)") == ["7", "6.5"]
+
+
 def test_start_opens_elsewhere_and_installs_nothing_here():
     book = json.loads((root/"nbs/001_start.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(c["source"]) for c in book["cells"])

@@ -218,10 +218,10 @@ def plot_sandwich(
     import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(5,3), layout="constrained")
     kinds = dict(upper="upper (over-estimate)", multi="multi-sample (certified)", lower="lower (certified)")
-    for k,label in kinds.items():
+    for (k,label),mark in zip(kinds.items(), "v^o"):
         e = [getattr(c, k) for c in curve]
         mean, error = [x.mean for x in e], [2*x.se for x in e]
-        ax.errorbar(levels, mean, yerr=error, marker="o", ms=3, capsize=2, label=label)
+        ax.errorbar(levels, mean, yerr=error, marker=mark, ms=4, capsize=2, label=label)
     if truth is not None: ax.axhline(truth, color="k", lw=.8, ls=":", label="truth")
     ax.set(xscale="log", xlabel="levels", ylabel="nats")
     ax.legend(fontsize=8)

@@ -59,7 +59,7 @@ def plot_curves(
         held, colour = [r["held_out"] for r in rs], f"C{i}"
         for ax,key in zip(axes, ("l1","nats")): _line(ax, held, key, colour, name)
         at = [[r["figures"][k] for r in rs] for k in ("psnr","frechet_teacher")]
-        axes[2].plot(*at, "o", color=colour, label=name)
+        axes[2].plot(*at, "os^Dv"[i % 5], color=colour, label=name)
     for ax,title in zip(axes, TITLES):
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("share of the run's steps")

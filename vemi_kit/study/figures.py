@@ -49,7 +49,7 @@ def _draw_gain(ax, v, y, percent):
     out = percent and gain < -100
     ax.plot([low, high], [y, y], color=colour, lw=1.5)
     ax.plot(-97 if out else gain, y, "<" if out else "o", color=colour, ms=5)
-    if out: ax.annotate(f" {gain:.0f}", (-95, y), fontsize=7, va="bottom")
+    if out: ax.annotate(f" {gain:.0f}", (-95, y), fontsize=8, va="bottom")
 
 # %% ../../nbs/915_study.figures.ipynb #3e68ac56
 def _draw_gains(ax, found, measure, names, goal):
@@ -139,7 +139,7 @@ def pareto(
         for ax,key in zip(axs, COSTS):
             _label_costs(ax, key, _draw_points(ax, _points(rows, task, key, measure, which), looks))
             ax.set(ylabel=heading(measure)+better, title=task)
-    axes[0,1].legend(fontsize=6)
+    axes[0,1].legend(fontsize=8)
     return fig
 
 # %% ../../nbs/915_study.figures.ipynb #c4177c81
@@ -193,7 +193,7 @@ def scatter(
         ax.set(xlabel=heading(information), ylabel=heading(measure))
     several = len({(r["task"], r["width"]) for r in rows}) > len(tasks)
     names = {plain(f"{n}, width {w}" if several else n): m for (n,w),m in labels.items()}
-    fig.legend(names.values(), names, loc="outside right upper", fontsize=7)
+    fig.legend(names.values(), names, loc="outside right upper", fontsize=8)
     return fig
 
 # %% ../../nbs/915_study.figures.ipynb #30a52df6

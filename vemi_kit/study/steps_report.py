@@ -98,15 +98,15 @@ def plot_steps(
     part = lambda r, n: r["ms"].get(n, math.nan)/r["ms"]["plain loop"]
     _, ax = plt.subplots(figsize=(max(7, 1.2*len(rows)+2), 3), layout="constrained")
     _bars(ax, rows, ["plain loop", *(n for n in timed_loops(rows) if n not in bare)], part)
-    for n,c in zip(bare, ("k","C2","C5")):
+    for n,c,style in zip(bare, ("k","C2","C5"), (":","--","-.")):
         for i,r in enumerate(rows):
-            ax.plot([i-.4, i+.4], [part(r, n)]*2, c=c, ls=":", label=LABELS[n] if i == 0 else None)
+            ax.plot([i-.4, i+.4], [part(r, n)]*2, c=c, ls=style, label=LABELS[n] if i == 0 else None)
     ticks = [f"{r['size']}², w {r['width']}, b {r['batch']}" for r in rows]
     ax.set_xticks(range(len(rows)), ticks, fontsize=8)
     best = max(1/part(r, "fast, 3 longer") for r in rows)
     ax.set(ylabel="time of an iteration / plain loop", ylim=(0, 1.35))
     ax.set_title(f"Fast form, three longer steps: up to {best:.1f}x faster than the plain loop", fontsize=10)
-    ax.legend(fontsize=7, ncols=5, loc="upper left")
+    ax.legend(fontsize=8, ncols=5, loc="upper left")
     return ax
 
 # %% ../../nbs/903_study.steps_report.ipynb #17df25cb
@@ -125,5 +125,5 @@ def plot_discrepancy(
     long, short = d["3 longer steps for 200"], d["10 steps"]
     ax.set(xlabel="steps", ylabel="MMD² to 200 steps")
     ax.set_title(f"Three long steps: MMD² {long:.2g}, ten short ones: {short:.2g}", fontsize=10)
-    ax.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, .5))
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, .5))
     return ax

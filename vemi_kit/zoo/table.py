@@ -94,7 +94,7 @@ def _speed_lines(ax, ends):
     for speed in (1,10,100,1000):
         ax.plot(ends, [m/speed*1e3 for m in ends], ":", color=".8", lw=1)
         at = ends[1], ends[1]/speed*1e3
-        ax.text(*at, f"{speed} GMACs/s ", fontsize=6, color=".5", ha="right", clip_on=True)
+        ax.text(*at, f"{speed} GMACs/s ", fontsize=8, color=".5", ha="right", clip_on=True)
 
 # %% ../../nbs/408_zoo.table.ipynb #a6790ca0
 def plot_latency(
@@ -111,7 +111,7 @@ def plot_latency(
     _speed_lines(ax, ends)
     ax.loglog(xs, ys, "o", ms=4)
     for r,x,y in zip(rows, xs, ys):
-        ax.annotate(r["name"], (x, y), fontsize=6, xytext=(3,3), textcoords="offset points")
+        ax.annotate(r["name"], (x, y), fontsize=8, xytext=(3,3), textcoords="offset points")
     title = f"{rows[0]['latency'].conditions}, {platform.machine()}"
     ax.set(xlabel="GMACs a sample", ylabel="ms", xlim=ends, ylim=(min(ys)/3, max(ys)*6), title=title)
     return fig
