@@ -1,7 +1,8 @@
 """Run notebooks, store their outputs and clean them: python .ci/refresh.py [--flags slow] [NOTEBOOK ...]
 
-With --seconds nothing of the notebooks changes: nbs/results/seconds.json says what each took, in seconds of a
-core, and which extras of the kit it used. `.ci/links.py` writes that on every page.
+nbs/results/seconds.json says what each took, in seconds of a core, and which extras of the kit it used;
+`.ci/links.py` writes that on every page. A known time is kept until it is off by a quarter. With --seconds every time
+is written, and nothing of the notebooks changes.
 """
 import argparse, base64, io, json, multiprocessing, resource, sys, warnings
 from copy import deepcopy
@@ -63,6 +64,14 @@ def without_widgets(outputs):
         if not data: data["text/html"] = ["<em>Run this cell to move its controls.</em>"]
     return outputs
 
+def note_seconds(path, took, always):
+    "Write what a notebook took: always, or where its known time is missing or off by a quarter."
+    found, name = read_took(), name_of(path)
+    known = found["seconds"].get(name, 0)
+    if not always and abs(took-known) <= known/4: return
+    found["seconds"][name] = took
+    write_took(found)
+
 def used(): return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 def refresh(path, skip_flags, only_seconds=False):
@@ -101,10 +110,10 @@ def refresh(path, skip_flags, only_seconds=False):
     except BaseException:
         if shell.exc is None: raise
         sys.exit(shell.prettytb(fname=path))
-    if only_seconds:
-        found = read_took()
-        found["needs"][name_of(path)] = needed()
-        return write_took(found)
+    found = read_took()
+    found["needs"][name_of(path)] = needed()
+    write_took(found)
+    if only_seconds: return
     nb.metadata.pop("widgets", None)
     write_nb(nb, path)
     with warnings.catch_warnings():
@@ -133,8 +142,5 @@ if __name__ == "__main__":
         one.start()
         one.join()
         if one.exitcode: failed.append(path.name)
-        elif args.seconds:
-            found = read_took()
-            found["seconds"][name_of(path)] = round(used()-before, 1)
-            write_took(found)
+        elif not args.flags: note_seconds(path, round(used()-before, 1), args.seconds)
     if failed: sys.exit("not refreshed, or too large: " + ", ".join(failed))

@@ -44,6 +44,7 @@ class VEMStep:
         hidden = ("term", "t", "t_hat")
         return {k: v for k,v in vars(self).items() if v is not None and k not in hidden}
     def __iter__(self): return iter(self.figures().items())
+    def __str__(self): return f"VEMStep({', '.join(f'{k}={v:.3g}' for k,v in self)})"
 
 # %% ../nbs/303_vem.ipynb #fedf5e65
 @patch

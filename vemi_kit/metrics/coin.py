@@ -48,7 +48,7 @@ class CoinNats:
     def __str__(self):
         sure = f"at least {self.floor:.3f} with {self.confidence:.0%} confidence"
         value = f"{self.value:.3f} ± {self.se:.3f} nats of log 2 = 0.693"
-        return f"{value} ({sure}; n={self.n}; {self.protocol})"
+        return f"{value} ({'; '.join(x for x in (sure, f'n={self.n}', self.protocol) if x)})"
 
 # %% ../../nbs/225_metrics.coin.ipynb #2cbd505d
 def coin_value(

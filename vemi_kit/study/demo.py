@@ -15,7 +15,7 @@ from ..core import check_number, default_device, seeded
 from ..files import load_nets
 from ..runs import own_randomness
 from ..commands import command, command_line
-from ..show import show_images
+from ..show import line_look, show_images
 from ..timing import CostReport, machine_text
 from ..zoo.dcgan import train_digits_teacher
 from ..cache import TeacherCache
@@ -36,13 +36,13 @@ def _group(records):
     for r in records: groups.setdefault(r["name"], []).append(r)
     return groups
 
-def _line(ax, runs, key, colour, label):
+def _line(ax, runs, key, look, label):
     "Thin lines are seeds, the thick one is their mean; `runs` are lists of rows."
     ys = [[x[key] for x in rows] for rows in runs]
     n = min(map(len, ys))
     x = [r["step"]/runs[0][-1]["step"] for r in runs[0]][:n]
-    for y in ys: ax.plot(x, y[:n], color=colour, lw=.5, alpha=.5)
-    ax.plot(x, [statistics.mean(y) for y in zip(*ys)], color=colour, lw=1.8, label=label)
+    for y in ys: ax.plot(x, y[:n], color=look["color"], lw=.5, alpha=.5)
+    ax.plot(x, [statistics.mean(y) for y in zip(*ys)], **look, lw=1.8, label=label)
 
 # %% ../../nbs/923_study.demo.ipynb #221d5624
 TITLES = (
@@ -56,10 +56,10 @@ def plot_curves(
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(12,3.2), layout="constrained")
     for i,(name,rs) in enumerate(_group(records).items()):
-        held, colour = [r["held_out"] for r in rs], f"C{i}"
-        for ax,key in zip(axes, ("l1","nats")): _line(ax, held, key, colour, name)
+        held, look = [r["held_out"] for r in rs], line_look(i)
+        for ax,key in zip(axes, ("l1","nats")): _line(ax, held, key, look, name)
         at = [[r["figures"][k] for r in rs] for k in ("psnr","frechet_teacher")]
-        axes[2].plot(*at, "os^Dv"[i % 5], color=colour, label=name)
+        axes[2].plot(*at, "os^Dv"[i % 5], color=look["color"], label=name)
     for ax,title in zip(axes, TITLES):
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("share of the run's steps")

@@ -11,7 +11,7 @@ import json, math, statistics
 import torch
 from pathlib import Path
 from ..files import atomic_write, read_rows, write_text
-from ..show import table
+from ..show import COLOURS, MARKERS, table
 from .report import (
     MEASURES, compare_table, finished, grouped, heading, labelled, sign_table, verdict, verdict_table)
 from .judge import NOISE_FLOOR
@@ -45,7 +45,7 @@ def _draw_gain(ax, v, y, percent):
     "A dot and a bar; gains below -100 % are written beside an arrow."
     unit = 100/abs(v["mean_without"]) if percent else 1.
     gain, low, high = (unit*v[k] for k in ("gain","low","high"))
-    colour = "C2" if low > 0 else "C3" if high < 0 else "0.5"
+    colour = COLOURS[2] if low > 0 else COLOURS[1] if high < 0 else "0.5"
     out = percent and gain < -100
     ax.plot([low, high], [y, y], color=colour, lw=1.5)
     ax.plot(-97 if out else gain, y, "<" if out else "o", color=colour, ms=5)
@@ -58,7 +58,7 @@ def _draw_gains(ax, found, measure, names, goal):
     for v in found:
         if v["measure"] == measure: _draw_gain(ax, v, names.index(_case(v)), percent)
     ax.axvline(0, color="k", lw=.8)
-    if goal is not None: ax.axvline(goal*(100 if percent else 1), color="C2", ls=":", lw=1)
+    if goal is not None: ax.axvline(goal*(100 if percent else 1), color=COLOURS[2], ls=":", lw=1)
     if percent: ax.set_xlim(max(ax.get_xlim()[0], -100), min(ax.get_xlim()[1], 100))
     unit = "gain, % of the best without" if percent else "gain"
     ax.set(yticks=range(len(names)), yticklabels=map(plain, names), title=heading(measure), xlabel=unit)
@@ -81,13 +81,9 @@ def draw_verdict(
 
 # %% ../../nbs/915_study.figures.ipynb #d12d9db1
 def _looks(rows):
-    """(edge, face) colours for each label, the same in all pictures: ten filled marks, ten hollow ones;
-    beyond, a colour map.
-    """
-    import matplotlib
-    names, turbo = list(dict.fromkeys(r["label"] for r in rows)), matplotlib.colormaps["turbo"]
-    few = lambda i: (f"C{i % 10}", f"C{i}" if i < 10 else "none")
-    return {n: few(i) if len(names) <= 20 else (turbo(i/len(names)),)*2 for i,n in enumerate(names)}
+    "(colour, mark) for each label, the same in all pictures; 49 labels differ."
+    names, n = list(dict.fromkeys(r["label"] for r in rows)), len(MARKERS)
+    return {k: (COLOURS[i % n], MARKERS[(i + i//n) % n]) for i,k in enumerate(names)}
 
 # %% ../../nbs/915_study.figures.ipynb #b20ad1ea
 def _points(rows, task, key, measure, which):
@@ -110,7 +106,7 @@ def _draw_points(ax, points, looks):
     for k,(n,p) in enumerate(points.items()):
         x, y, e = zip(*sorted(p))
         nudge = math.exp(.03*wide*(k-(len(points)-1)/2)/max(1, len(points)/4))
-        look = dict(color=looks[n][0], mfc=looks[n][1], marker="o", ms=4, lw=.8, capsize=2)
+        look = dict(color=looks[n][0], marker=looks[n][1], ms=4, lw=.8, capsize=2)
         ax.errorbar([v*nudge for v in x], y, yerr=e, label=plain(n), **look)
     return ticks
 
@@ -129,7 +125,7 @@ def pareto(
     measure:str="frechet_teacher", # one of `MEASURES`
     which:str="figures", # "figures": averaged weights; "last": the last ones
 ) -> object: # the matplotlib figure
-    "Quality against MACs and against measured latency, a row of panels a workload, a colour a method."
+    "Quality against MACs and against measured latency, a row of panels a workload, a mark a method."
     rows = [r for r in labelled(finished(rows)) if measure in r[which]]
     if not rows: raise ValueError(f"pareto: no finished run has {measure!r}")
     tasks, looks = list(dict.fromkeys(r["task"] for r in rows)), _looks(rows)
@@ -154,12 +150,12 @@ def rank_correlation(
 
 # %% ../../nbs/915_study.figures.ipynb #0463afe4
 def _scatter_task(ax, rows, x, y, looks):
-    "One panel: a colour a method, a mark a width; returns {label: marks}."
+    "One panel: a colour and a mark a method, a size a width; returns {label: marks}."
     labels, widths = {}, sorted({r["width"] for r in rows})
-    for n,(edge,face) in looks.items():
-        for w,marker in zip(widths, "os^Dv"*len(widths)):
+    for n,(colour,marker) in looks.items():
+        for size,w in enumerate(widths, 1):
             p = [(a, b) for r,a,b in zip(rows, x, y) if r["label"] == n and r["width"] == w]
-            kw = dict(s=16, edgecolors=edge, facecolors=face, marker=marker)
+            kw = dict(s=18*size, color=colour, marker=marker, linewidths=0)
             if p: labels[n, w] = ax.scatter(*zip(*p), **kw)
     rho = f"{rank_correlation(x, y):.2f}" if len(rows) > 2 else "needs three runs"
     ax.set_title(f"{rows[0]['task']}: {len(rows)} runs, rank correlation {rho}", fontsize=9)
