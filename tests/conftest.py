@@ -9,13 +9,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: minutes; run with pytest -m slow")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device; run with python .ci/gpu tests")
 
 
 def pytest_collection_modifyitems(config, items):
-    "Slow tests run only when they are asked for."
-    if "slow" in config.option.markexpr: return
-    for item in items:
-        if "slow" in item.keywords: item.add_marker(pytest.mark.skip(reason="slow: run with pytest -m slow"))
+    "Slow tests, and those for a GPU, run only when they are asked for."
+    ways = dict(slow="pytest -m slow", gpu="python .ci/gpu tests")
+    for name,how in ways.items():
+        if name in config.option.markexpr: continue
+        for item in items:
+            if name in item.keywords: item.add_marker(pytest.mark.skip(reason=f"{name}: run with {how}"))
 
 
 @pytest.fixture

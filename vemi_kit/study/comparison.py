@@ -115,7 +115,7 @@ def _step_once(workload, spec):
     "One step of a run with untrained networks."
     set_seed(0)
     nets = {k: n.eval() for k,n in workload.networks().items()}
-    top = nets["teacher"].config["width"] if hasattr(nets["teacher"], "config") else math.inf
+    top = getattr(nets["teacher"], "config", {}).get("width", math.inf)
     if not 1 <= spec["width"] <= top:
         raise ValueError(f"a width from 1 to {top}, the teacher's, is expected, got {spec['width']}")
     steps = least_steps(find_recipe(spec["formula"]).parts)
