@@ -151,7 +151,7 @@ class Conditional(nn.Module):
 
     def forward(self, z, label):
         h = self.first(z*self.embed(label))
-        return self.body(h.reshape(len(h), -1, 4, 4))
+        return self.body(h.reshape(h.shape[0], -1, 4, 4))
 
 
 class Segmenter(nn.Module):

@@ -3,9 +3,10 @@
 Hypothesis draws the arguments. No call may hang, none of the classes that matter may pass silently, and at
 most 2 % of the calls may end in an error that does not say which argument was wrong.
 """
-import functools, math, re, signal
+import functools, math, re, signal, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
@@ -23,6 +24,9 @@ from vemi_kit.enhance.degrade import SuperResolution, degradation
 from vemi_kit.enhance.restorer import load_restorer
 from vemi_kit.enhance.tiles import enhance
 from vemi_kit.deploy.folder import load_student, save_student
+from vemi_kit.deploy.int8 import quantise
+from vemi_kit.deploy.package import deploy
+from vemi_kit.deploy.runtime import export_onnx
 from vemi_kit.files import load_nets
 from vemi_kit.methods.base import Objective
 from vemi_kit.methods.perceptual import PerceptualFeatures
@@ -35,6 +39,7 @@ from vemi_kit.nats.vem import TiltedVEM
 from vemi_kit.phases import read_phases
 from vemi_kit.pruning import prune
 from vemi_kit.schedules import alternate, constant, cosine, exponential, linear, student_plan, warmup
+from vemi_kit.ship.compress import compress
 from vemi_kit.show import show_images
 from vemi_kit.students import shrink
 from vemi_kit.teachers import load_teacher
@@ -152,8 +157,6 @@ def choice(good, names="", none=False):
 @functools.cache
 def garbage():
     "A file of text in place of weights."
-    import tempfile
-    from pathlib import Path
     path = Path(tempfile.mkdtemp())/"garbage.pt"
     path.write_text("no weights")
     return path
@@ -162,8 +165,6 @@ def garbage():
 @functools.cache
 def kept():
     "A folder for what doors write."
-    import tempfile
-    from pathlib import Path
     return Path(tempfile.mkdtemp())
 
 
@@ -177,6 +178,20 @@ def weights(good=None, names=""):
     odd += [("an empty dict", {}, True), ("a list", [1], True), ("a dict of numbers", {"a": 1}, True),
         ("a number", 3, True)]
     return Arg(good, st.sampled_from(odd), names or "file|weights|state|folder|garbage|nowhere|source")
+
+
+@functools.cache
+def kept_onnx(): return export_onnx(SNGenerator(8, 1, 2, 4).eval(), kept()/"g.onnx", torch.zeros(2, 4), seconds=None).path
+
+
+def fresh_folder():
+    "A folder that is not there yet."
+    return Path(tempfile.mkdtemp())/"new"
+
+
+def small_compress(teacher, data, out, **kw):
+    if isinstance(teacher, nn.Module): teacher = teacher.eval()
+    return compress(teacher, data, out, device="cpu", verbose=False, **kw)
 
 
 # Doors: a function and its arguments by name.
@@ -399,6 +414,27 @@ DOORS = {
         dict(student=network(lambda: SNGenerator(8, 1, 4)))),
     "load_student": (lambda folder, **kw: load_student(folder, **kw) and None, dict(folder=weights(kept_student,
         "file|config|folder|student|garbage|nowhere"), device=choice("cpu"))),
+    "compress": (lambda **kw: small_compress(**kw) and None, dict(teacher=weights(lambda: SNGenerator(8, 1, 4),
+        "source|student|weights|file|garbage|nowhere|teacher"), data=Arg("latents", cases(number=3, none=None,
+            words="nonsense", missing="no_such:thing", dict={}, pair=(1, 2)), "folder|nonsense"),
+        recipe=choice("l1", "method|formula|phase|term"), steps=whole(1, 1, "n_steps", none=True),
+        n_held=whole(8, 8), batch_size=whole(2, 1), seed=whole(0), width=whole(2, 1),
+        teacher_read=Arg(None, cases(number=3, words="NCHW", dict={"nonsense": 1}, layout=dict(layout="x")), "layout"),
+        out=Arg(lambda: fresh_folder(), cases(number=3, list=[1], bytes=b"x")))),
+    "deploy": (lambda student, samples, **kw: deploy(student, fresh_folder(), samples, **kw) and None, dict(
+        student=network(lambda: SNGenerator(8, 1, 2, 4).eval()), samples=latents(4, 4, "latent|input|SNGenerator"),
+        int8=Arg(False, None), keep=Arg((), cases(number=3, text="body", list=[1])), seconds=real(None, 0, none=True),
+        tolerance=real(1e-4, 0), multiple=whole(0, 0, none=True), noise=choice("stored"),
+        value_range=pair((-1,1), (1,-1), (math.nan,1), None))),
+    "export_onnx": (lambda student, sample, path=None, **kw: export_onnx(student, path or fresh_folder(), sample,
+        **kw) and None, dict(student=network(lambda: SNGenerator(8, 1, 2, 4).eval()),
+        sample=latents(2, 4, "latent|input|SNGenerator"), seconds=real(None, 0, none=True), tolerance=real(1e-4, 0),
+        path=Arg(None, cases(number=3, list=[1])), multiple=whole(0, 0, none=True), noise=choice("stored"),
+        value_range=pair((-1,1), (1,-1), (math.nan,1), None))),
+    "quantise": (lambda **kw: len(quantise(**kw)), dict(source=weights(kept_onnx, "source"),
+        inputs=Arg(lambda: list(torch.randn(4, 4).split(1)), cases(none=None, number=3, empty=[], numbers=[1., 2.],
+            batch=[torch.zeros(2, 4)], other=[torch.zeros(1, 5)], nan=[torch.full((1, 4), math.nan)])),
+        keep=Arg((), cases(number=3, text="body", list=[1], unknown=("nothing",))))),
     "coin_nats": (lambda t, s, **kw: coin_nats(t, s, n_steps=2, **kw) and None, dict(t=pictures(64, 1, 4, 4,
         paired=True, scaled=False, size=False, channels=False, halves=False), s=Arg(lambda: pictures(64, 1, 4, 4, seed=1).good(), None), seed=whole(0),
         clip=real(4., 0, True), confidence=real(.95, 0, True, 1))),

@@ -69,7 +69,7 @@ def test_distill_without_a_folder(here, out):
 def start(name, *args, cwd, **kw):
     "A command in a process of its own."
     module = dict(vemi_demo="study.demo", vemi_compare="study.command", vemi_enhance="enhance.command",
-        vemi_bound="nats.measure")[name]
+        vemi_bound="nats.measure", vemi_distill="ship.compress")[name]
     code = f"import sys; from vemi_kit.{module} import {name}; sys.exit({name}())"
     env = kw.pop("env", {**os.environ, "OMP_NUM_THREADS": "1"})
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -169,17 +169,23 @@ def test_a_ledger_whose_folder_is_removed(tmp_path):
 
 DEMO = "--seeds 1 --steps 2 --methods l2 --no-onnx --out rep"
 BOUND = "task 'dense 5x5' --n 200 --steps 2 --levels 2 --out rep"
+COMPARE = "--tasks digits16 --methods l1 --widths 4 --seeds 1 --steps 2 --out rep"
+DISTILL = "vemi_kit.zoo.dcgan:digits_teacher --recipe l1 --width 4 --steps 2 --held 8 --out rep"
 
 
 @pytest.mark.parametrize("name, line, home, made", [
     ("vemi_demo", DEMO, None, "report.md"),
     ("vemi_bound", BOUND, "/proc/nobody", "bound.png"),         # neither there nor to be made
+    ("vemi_compare", COMPARE, "/proc/nobody", "report.md"),
+    ("vemi_enhance", "apply x2 in --out rep", "/proc/nobody", "000.png"),
+    ("vemi_distill", DISTILL, "/proc/nobody", "report.md"),
 ])
 def test_without_a_home(tmp_path, name, line, home, made):
     "The work is done without HOME, or with one that cannot be written."
     places = "HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME"
     env = {k: v for k,v in os.environ.items() if k not in places}
     env.update(OMP_NUM_THREADS="1", **({"HOME": home} if home else {}))
+    pictures(tmp_path/"in", 1)
     p = start(name, *shlex.split(line), cwd=tmp_path, env=env)
     _, err = p.communicate(timeout=300)
     assert p.returncode == 0 and (tmp_path/"rep"/made).exists(), err

@@ -8,7 +8,9 @@ from vemi_kit.core import seeded
 from vemi_kit.costs import count_macs
 from vemi_kit.data.pictures import photo_crops
 from vemi_kit.deploy import OnnxNetwork, export_onnx, export_program
+from vemi_kit.deploy.program import ParityError
 from vemi_kit.pruning import prune
+from vemi_kit.recorded import RecordedTeacher
 from vemi_kit.students import shrink
 from vemi_kit.show import table
 from vemi_kit.teachers import UnitRange
@@ -60,7 +62,24 @@ def function(folder): return (lambda x: x.flip(1)), (lambda x: x.flip(1))
 def whole(net): return (lambda folder: (net().eval(),)*2)
 
 
+def diffusion(folder):
+    diffusers = pytest.importorskip("diffusers")
+    kinds = dict(down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    kw = dict(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4)
+    return (diffusers.UNet2DModel(16, 3, 3, **kinds, **kw).eval(),)*2
+
+
+def recorded(folder):
+    pool = photo_crops(32, 40)
+    return RecordedTeacher(pool, pool.flip(1)), (lambda x: x.flip(1))
+
+
+with seeded(0):
+    NOISED = torch.randn(40, 3, 16, 16), torch.randint(1000, (40,))      # pictures with noise, and when
+    CLASSES = torch.randn(40, 16), torch.arange(40) % 10                 # latents and classes
 latents, fewer = dict(data="latents"), dict(macs_ratio=2)
+classes = fewer | dict(data=CLASSES)
+noised = fewer | dict(data=NOISED, teacher_read=dict(value_range=(-4, 4)))
 ROWS = {                       # how it is made in a folder: (what load_teacher takes, the network); how it is compressed
     "CycleGAN ResNet": (lambda f: checkpoint(f, originals.ResnetGenerator()), {}),
     "mobile ResNet": (lambda f: checkpoint(f, originals.ResnetGenerator(mobile=True)), {}),
@@ -74,7 +93,10 @@ ROWS = {                       # how it is made in a folder: (what load_teacher 
     "torch.export file": (lambda f: program(f, "pt2"), {}),
     "TorchScript file": (lambda f: program(f, "pt"), {}),
     "plain function": (function, {}),
+    "recorded pictures": (recorded, {}),
     "segmentation network": (whole(originals.Segmenter), fewer | dict(teacher_read=dict(value_range=None))),
+    "class-conditional": (whole(originals.Conditional), classes),
+    "diffusers UNet2DModel": (diffusion, noised),
 }
 PICTURES = ("CycleGAN ResNet", "mobile ResNet", "pix2pix U-Net", "MSRResNet x4", "RRDBNet x4, spandrel",
             "SRVGG x4, spandrel")
@@ -93,12 +115,17 @@ def steps_of(name, folder):
     how = dict(data=photo_crops(32, 40), width=4) | ROWS[name][1]
     if "macs_ratio" in how: how.pop("width")
     with seeded(0): source, _ = ROWS[name][0](folder)
-    teacher = load_teacher(source)
-    made = compress(teacher, out=folder/"out", recipe="l1", steps=4, n_held=16, **how)
+    made = compress(source, out=folder/"out", recipe="l1", steps=4, n_held=16, verbose=False, **how)
     again, onnx = load_student(folder/"out/student", trust=True), OnnxNetwork(folder/"out/student/student.onnx")
-    x = teacher.sample(2, 32, torch.Generator().manual_seed(1))
-    with torch.no_grad(): parity, same = (onnx(x)-again(x)).abs().max().item(), torch.equal(again(x), made.student(x))
-    return dict(teacher=name, read=teacher.family, costs=made.costs, steps=made.run.step, parity=parity, same=same)
+    data = how["data"]
+    x = load_teacher(source).sample(2, g=torch.Generator().manual_seed(1)) if data == "latents" else data
+    x = tuple(part[:2] for part in (x if isinstance(x, tuple) else (x,)))
+    value = lambda net: (lambda y: y if torch.is_tensor(y) else y.sample)(net(*x))
+    with torch.no_grad(): y = value(again)
+    same, parity = torch.equal(y, value(made.student)), (onnx(*x)-y).abs().max().item()
+    read, student = (told.split(": ", 1)[1] for told in (made.folder/"report.md").read_text().split("\n- ")[1:3])
+    row = dict(teacher=name, read=read.split(":")[0], student=student.rstrip("."), costs=made.costs)
+    return row | dict(steps=made.run.step, parity=parity, same=same)
 
 
 @pytest.mark.slow
@@ -115,7 +142,9 @@ def test_a_network_of_several_inputs_is_pruned_and_told_the_way_by_load_teacher(
     small = prune(net, macs_ratio=2, sample=sample)
     assert 2*count_macs(small, *sample) <= count_macs(net, *sample) and small(*sample).shape == (4, 1, 16, 16)
     assert small.embed.weight.shape == net.embed.weight.shape                  # it meets z, which stays
-    with pytest.raises(ValueError, match=r"sample=\(z, label\)"): load_teacher(net, latents=16)
+    with pytest.raises(ValueError, match=r"example=\(z, label\)"): load_teacher(net, latents=16)
+    teacher = load_teacher(net, example=(z[:1], sample[1][:1]))
+    assert str(teacher).startswith("Conditional: latents of 16 numbers and 1 more input to pictures of 16x16")
     with pytest.raises(ValueError, match="4 of the first input and 3 of input 2"):
         prune(net, macs_ratio=2, sample=(z, torch.arange(3)))
 
@@ -154,15 +183,15 @@ def main(names):
     for name in names or ROWS:
         with tempfile.TemporaryDirectory() as folder:
             try: row = steps_of(name, Path(folder))
-            except pytest.skip.Exception as e: row = e
-            except ValueError as e: row = e
+            except (pytest.skip.Exception, ValueError, ParityError) as e: row = e
         if isinstance(row, BaseException):
-            rows.append((name, f"not done: {str(row)[:150]}", *[""]*4))
+            rows.append((name, f"not done: {str(row)[:150]}", *[""]*5))
             continue
         cost = {r[0].split()[0].strip(","): r[3] for r in row["costs"]}
-        rows.append((name, row["read"], *[cost.get(k) or "unknown" for k in ("MACs", "parameters")], row["steps"],
-                     f"{row['parity']:.0e}"))
-    print(table(["teacher", "read as", "fewer MACs", "fewer parameters", "steps", "ONNX differs by"], rows))
+        rows.append((name, row["read"], row["student"], *[cost.get(k) or "unknown" for k in ("MACs", "parameters")],
+                     row["steps"], f"{row['parity']:.0e}"))
+    head = ["teacher", "read as", "student", "fewer MACs", "fewer parameters", "steps", "ONNX differs by"]
+    print(table(head, rows))
 
 
 if __name__ == "__main__": main(sys.argv[1:])

@@ -16,10 +16,12 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import nn
 from torch.utils.data import default_collate
+from tqdm.auto import tqdm
 from .core import check_dtype, check_finite, check_net, check_number, check_path, checked_call, frozen
 from .doors import door, whole
 from .files import atomic_write, weights_hash
 from .runs import own_randomness
+from .callbacks import Progress
 from .data.batches import Batches
 
 # %% ../nbs/704_cache.ipynb #5bd4df60
@@ -55,12 +57,13 @@ class TeacherCache(nn.Module):
         pool:torch.Tensor, # all inputs (n, ...)
         path:str|Path|None=None, # file (.safetensors) for the outputs, memory-mapped; None: memory
         batch_size:int=32, # inputs a forward
+        progress:bool=False, # a bar, where it takes longer than two seconds
     ):
         super().__init__()
         if pool.is_floating_point(): check_dtype(pool, teacher, "pool")
         self.set_pool(pool)
         self.made_of["teacher"] = weights_hash(teacher)
-        answers, n = teacher_answers(teacher, pool, batch_size), len(pool)
+        answers, n = teacher_answers(teacher, pool, batch_size, progress), len(pool)
         self.outputs = torch.cat(list(answers)) if path is None else self.in_file(Path(path), answers, n)
 
 # %% ../nbs/704_cache.ipynb #c39d9463
@@ -90,11 +93,13 @@ def teacher_answers(
     teacher:nn.Module, # maps one tensor (b, ...) to pictures
     pool:torch.Tensor, # inputs (n, ...)
     batch_size:int, # inputs a forward
+    progress:bool=False, # a bar, where it takes longer than two seconds
 ) -> Iterator: # of outputs (b, ...), float32
     "What the teacher gives for the pool, batch by batch, on the teacher's device."
     device, n = next((p.device for p in teacher.parameters()), torch.device("cpu")), len(pool)
     with frozen(teacher), checked_call(teacher, (pool[:1],), "TeacherCache: pool"):
-        for i in range(0, n, batch_size):
+        bar = dict(desc="remembering the teacher's answers", delay=2, leave=False, disable=not progress)
+        for i in tqdm(range(0, n, batch_size), **bar):
             # the last one is as full as the others: a batch of another size may be rounded differently
             at = max(0, min(i, n-batch_size))
             yield teacher(pool[at:at+batch_size].to(device)).float()[i-at:]
@@ -302,4 +307,5 @@ def remember(
     if why or not (asked or pays(run, t)): return None
     pool = fixed_pool(run.data)
     check_room((pool[:1].nbytes + t[:1].nbytes)*len(pool), len(pool))
-    return TeacherCache(Called(run), pool, batch_size=len(t))
+    shown = run.accelerator.is_main_process and any(isinstance(c, Progress) for c in run.callbacks)
+    return TeacherCache(Called(run), pool, batch_size=len(t), progress=shown)

@@ -169,33 +169,37 @@ def machine_text(
     return ", ".join(f"{k.replace('_', ' ')} {v}" for k,v in machine(device).items())
 
 # %% ../nbs/212_timing.ipynb #2c1334f8
+def _one_sample(sample):
+    "One example of each input, as a tuple; `ValueError` for anything else."
+    inputs = sample if isinstance(sample, (tuple,list)) else (sample,)
+    if inputs and all(torch.is_tensor(x) and x.ndim and len(x) == 1 for x in inputs): return tuple(inputs)
+    got = tuple(sample.shape) if torch.is_tensor(sample) else type(sample).__name__
+    raise ValueError(f"CostReport: expected one example input (1, ...), got {got}; give sample[:1]")
+
 class CostReport:
     "Parameters, MACs a sample and latency of a teacher and its student, side by side."
     def __init__(self,
         teacher:nn.Module, # the heavy network
         student:nn.Module, # the light one
-        sample:torch.Tensor, # one example input (1, ...), repeated for larger batches
+        sample:torch.Tensor|tuple, # one example input (1, ...), or several; repeated for larger batches
         batches:tuple=(1,16), # batch sizes to time; () times nothing
         convention:str="input", # of the MACs
         seconds:float=.5, # for each timing
         ignore:tuple=(), # operators counted as free, as in `count_macs`
-        student_sample:torch.Tensor|None=None, # the student's example input where it differs; None: the same
+        student_sample:torch.Tensor|tuple|None=None, # the student's where it differs; None: the same
         black_box:bool=False, # the teacher's layers cannot be counted
         **options, # of `latency`: threads, dtype, channels_last, warmup
     ):
-        if not torch.is_tensor(sample) or len(sample) != 1:
-            got = tuple(sample.shape) if torch.is_tensor(sample) else type(sample).__name__
-            raise ValueError(f"CostReport: expected one example input (1, ...), got {got}; give sample[:1]")
+        samples = [_one_sample(s) for s in (sample, sample if student_sample is None else student_sample)]
         for b in batches: check_number(b, "CostReport: batches", 1, whole=True)
-        self.convention, pairs = convention, [(teacher, sample), (student, student_sample)]
-        if student_sample is None: pairs[1] = student, sample
+        self.convention, pairs = convention, list(zip((teacher, student), samples))
         known = pairs[1:] if black_box else pairs
-        costs = [layer_costs(n, x, convention=convention, ignore=ignore) for n,x in known]
+        costs = [layer_costs(n, *x, convention=convention, ignore=ignore) for n,x in known]
         hidden = [None]*(2-len(known))
         self.params = hidden + [count_params(n) for n,_ in known]
         self.macs = hidden + [c.macs for c in costs]
         self.ignored = sorted({o for c in costs for o in c.ignored})
-        timed = lambda b: [latency(n, x, batch=b, seconds=seconds, **options) for n,x in pairs]
+        timed = lambda b: [latency(n, *x, batch=b, seconds=seconds, **options) for n,x in pairs]
         self.latency = {b: timed(b) for b in batches}
     def _repr_markdown_(self): return self.table()
 

@@ -18,7 +18,7 @@ from ..core import check_number, check_path, require
 from ..files import atomic_write
 from ..timing import Latency, latency
 from .trace import Trace, brief, layer_of, trace_student
-from .program import Parity, check_parity, comparisons, file_in
+from .program import Parity, check_export, check_parity, comparisons, file_in
 
 # %% ../../nbs/714_deploy.runtime.ipynb #dd9a5278
 @contextmanager
@@ -239,6 +239,7 @@ def export_onnx(
     it takes. Raises as `trace_student` does, `ValueError` with the layer that has no translation,
     `ParityError` if the file differs from the student, `ImportError` without the `deploy` extra.
     """
+    check_export(value_range, tolerance, seconds, "export_onnx")
     path = file_in(path, "student.onnx", "export_onnx: path")
     for package in ("onnx","onnxscript","onnxruntime"): require(package, "deploy")
     trace = trace_student(student, *sample, multiple=multiple, noise=noise, name="export_onnx")

@@ -24,6 +24,7 @@ from ..students import runs_on_meta
 # %% ../../nbs/712_deploy.trace.ipynb #39094054
 class _Noisy(nn.Module):
     "A StyleGAN2 generator whose noise is stored, or comes as inputs after the latents."
+    starred = True                                                 # forward(first, *others)
     def __init__(self, net):
         super().__init__()
         self.net = net
@@ -182,9 +183,9 @@ class Trace:
     output:tuple            # shape of the outputs for `inputs`
 
 # %% ../../nbs/712_deploy.trace.ipynb #0d27358e
-def _free_axes(inputs, multiple):
+def _free_axes(inputs, multiple, most=None):
     "For each input {axis: what torch calls it}: the batch, and the sides of pictures like the first one."
-    Dim, axes = torch.export.Dim, [{0: torch.export.Dim("batch")} for _ in inputs]
+    Dim, axes = torch.export.Dim, [{0: torch.export.Dim("batch", max=most)} for _ in inputs]
     pictures = [x for x in inputs if is_picture(x)]
     if not multiple: return tuple(axes)
     step = lambda name: Dim(name) if multiple == 1 else multiple*Dim(name)
@@ -208,28 +209,31 @@ def _sides_are_tied(e):
 
 def _fixed_batch(e): return re.search(r"(Constraints violated|You marked).*\bbatch\b", str(e), re.S)
 
-def _export(net, inputs, multiple, name):
-    "torch's graph, with errors that name the layer."
-    axes = _free_axes(inputs, multiple)
-    # torch counts the *noise of a forward as one argument, a tuple
-    if isinstance(net, _Noisy) and len(axes) > 1: axes = (axes[0], axes[1:])
+def _export(net, inputs, multiple, name, most=None):
+    "torch's graph, with errors that name the layer. Larger batches may be another branch of the network's."
+    axes = _free_axes(inputs, multiple, most)
+    # torch counts what stands behind a star of forward as one argument, a tuple
+    if getattr(net, "starred", False) and len(axes) > 1: axes = (axes[0], axes[1:])
     with watched_layers(net) as running, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try: return torch.export.export(net, inputs, dynamic_shapes=axes, strict=False)
         except Exception as e:
+            limit = re.search(r"batch = Dim\('batch', max=(\d+)\)", str(e))
+            if limit and most is None: return _export(net, inputs, multiple, name, int(limit[1]))
             if _fixed_batch(e):
-                how = "it asks for len(x) or int(x.shape[0]); x.shape[0] alone keeps it free"
-                tied = f"ties the batch to {len(inputs[0])}"
-                raise ValueError(f"{name}: {type(net).__name__} {tied}: {how}") from e
+                how = f"to {len(inputs[0])}: it asks for len(x) or int(x.shape[0]); x.shape[0] keeps it free"
+                raise ValueError(f"{name}: {type(net).__name__} ties the batch {how}") from e
             if _sides_are_tied(e): raise
             where = f"cannot be exported; layer {running[-1]}" if running else "cannot be exported"
             raise ValueError(f"{name}: {type(net).__name__} {where}: {brief(e)}") from e
 
 # %% ../../nbs/712_deploy.trace.ipynb #ab4cc025
 def _random_layers(program):
-    "Layers that draw random numbers; a dropout in evaluation mode draws none."
-    random = torch.Tag.nondeterministic_seeded
-    draws = lambda n: random in getattr(n.target, "tags", ()) and n.args[-1:] != (False,)
+    "Layers that draw random numbers; a dropout in evaluation mode draws none, nor attention without one."
+    attention, random = torch.ops.aten.scaled_dot_product_attention.default, torch.Tag.nondeterministic_seeded
+    share = lambda n: n.kwargs.get("dropout_p", (*n.args, 0, 0, 0, 0, 0)[4])
+    calm = lambda n: n.args[-1:] == (False,) or n.target is attention and not share(n)
+    draws = lambda n: random in getattr(n.target, "tags", ()) and not calm(n)
     return [layer_of(n) for n in program.graph.nodes if draws(n)]
 
 def layer_of(

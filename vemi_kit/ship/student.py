@@ -12,8 +12,8 @@ from ..core import seeded
 from ..deploy.folder import FAMILIES_BY_NAME
 from ..methods.reader import Reader
 from ..pruning import prune
-from ..students import shrink
-from ..teachers import Teacher
+from ..students import BLOCKS, as_inputs, shrink
+from ..teachers import Teacher, called_with
 from ..zoo.dcgan import SNDiscriminator, SNGenerator
 from ..zoo.restorers import SRResNet
 from ..zoo.translators import PatchGAN, ResNetGenerator
@@ -24,6 +24,8 @@ def family_for(
 ) -> nn.Module: # wide; `shrink` makes it narrow
     "A network that reads and makes what the teacher does; `ValueError` if no family can."
     t = teacher
+    if t.inputs > 1:
+        raise ValueError(f"student: no family of the kit takes {t.inputs} inputs; give student=, your own")
     if t.latents and t.size in (8, 16, 32, 64, 128): return SNGenerator(t.size, t.out_channels, 64, t.latents)
     if not t.latents and t.scale == 1:
         return ResNetGenerator(32, 6, t.channels, t.out_channels, separable=True)
@@ -36,7 +38,7 @@ def family_for(
 def own_student(
     student:object, # a network, or a function of the teacher that gives one
     teacher:Teacher, # what it shall replace
-    sample:torch.Tensor, # an input
+    sample:torch.Tensor|tuple, # an input, or several
     read:Reader=Reader(), # how the student is read
 ) -> nn.Module:
     "A student of the user's own, tried on an input; `ValueError` if its pictures have another shape."
@@ -45,14 +47,15 @@ def own_student(
         raise TypeError(f"student: expected a network or a function that gives one, got {type(net).__name__}")
     with torch.no_grad(): want, got = teacher(sample).shape, read.free()(net.eval(), sample).shape
     if want == got: return net
-    told = f"it makes {tuple(got)} of {tuple(sample.shape)}, the teacher {tuple(want)}"
+    given = " and ".join(str(tuple(x.shape)) for x in as_inputs(sample))
+    told = f"it makes {tuple(got)} of {given}, the teacher {tuple(want)}"
     raise ValueError(f"student: {told}")
 
 # %% ../../nbs/932_ship.student.ipynb #361d4897
 @seeded()
 def make_student(
     teacher:Teacher, # what is made small
-    sample:torch.Tensor, # an input (1, ...)
+    sample:torch.Tensor|tuple, # an input (1, ...), or several
     student:object=None, # a network or a function of the teacher; None: see above
     seed:int=0, # of fresh weights; the caller's random numbers are left as they were
     read:Reader=Reader(), # how a student of the user's own is read
@@ -64,9 +67,10 @@ def make_student(
     torch.manual_seed(seed)
     if student is not None: return own_student(student, teacher, sample, read), "given"
     if teacher.black_box: return _family_student(teacher, sample, budget)
-    if teacher.read is not None: sample = teacher.read.laid_out((sample,), {})[0][0]
+    if teacher.read is not None: sample = called_with(teacher.net, teacher.read, sample)
     known = FAMILIES_BY_NAME.get(type(teacher.net).__name__) is type(teacher.net)
-    if known: return shrink(teacher.net, sample=sample, **budget), f"a narrower {type(teacher.net).__name__}"
+    if known or BLOCKS in getattr(teacher.net, "config", {}):
+        return shrink(teacher.net, sample=sample, **budget), f"a narrower {type(teacher.net).__name__}"
     if "width" in budget:
         raise ValueError(f"student: {teacher.family} has no width to choose; give macs_ratio or params")
     return prune(teacher.net, sample=sample, **budget), "the teacher without its least important channels"
@@ -80,6 +84,7 @@ def _family_student(teacher, sample, budget):
                          "give width, macs, params or latency_ms")
     name = type(wide).__name__
     if not budget: raise ValueError(f"student: give width, macs, params or latency_ms for a {name}")
+    if teacher.read is not None: sample = teacher.read.arguments(teacher.net, sample)[0]
     return shrink(wide, sample=sample, **budget), f"a {name}, since the teacher shows no layers"
 
 # %% ../../nbs/932_ship.student.ipynb #f0613fb5

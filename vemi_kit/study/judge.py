@@ -24,6 +24,7 @@ from ..nats.certify import METHODS_OF_PROOF, certify
 from ..methods.perceptual import PerceptualFeatures
 from ..callbacks import Callback
 from ..doors import door, one_of
+from ..students import as_inputs
 
 # %% ../../nbs/911_study.judge.ipynb #18a70002
 JUDGES = dict(imagenet=imagenet_features)                      # features by name, beside the workloads' own
@@ -138,14 +139,16 @@ class Judge:
 @torch.no_grad()
 def pictures_of(
     net:nn.Module, # teacher or student
-    x:torch.Tensor, # inputs (n, ...)
+    x:torch.Tensor|tuple, # inputs (n, ...), a tuple for several
     batch_size:int=16, # inputs a forward
     device:str|torch.device="cpu", # where the network is
     clamp:bool=True, # cut to [-1, 1], as a picture file would; False: logits and the like
 ) -> torch.Tensor: # (n, c, h, w), on the CPU
     "What a network makes of inputs, in evaluation mode."
     kept = (lambda y: y.clamp(-1, 1)) if clamp else lambda y: y
-    with frozen(net): return torch.cat([kept(net(b.to(device))).cpu() for b in x.split(batch_size)])
+    batches = zip(*(part.split(batch_size) for part in as_inputs(x)))
+    answer = lambda b: kept(net(*(part.to(device) for part in b))).cpu()
+    with frozen(net): return torch.cat([answer(b) for b in batches])
 
 def pair_figures(
     t:torch.Tensor, # the teacher's pictures of held-out inputs (n, c, h, w)
