@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from vemi_kit.files import read_rows
 from vemi_kit.study.recipes import mean_and_sd, trial_seconds
-from vemi_kit.study.report import finished, paired_difference, verdict
+from vemi_kit.study.report import finished, verdict
 from vemi_kit.study.workloads import Digits16, Workload
 
 root = Path(__file__).resolve().parent.parent
@@ -18,7 +18,8 @@ results, images = root/"nbs/results", root/"nbs/images"
 STORED = results/"front.json"
 PUBLISHED = ("published", "l2 + adversary", "OMGD", "GAN Compression", "CAT", "DCD")
 LOOKS = {"best": ("*", "k"), "l1": ("v", "C0"), "published": ("s", "C3"), "l2 + adversary": ("s", "C3"),
-         "OMGD": ("^", "C6"), "GAN Compression": ("p", "C7"), "CAT": ("h", "C8"), "DCD": ("X", "C9")}
+         "OMGD": ("^", "C6"), "GAN Compression": ("p", "C7"), "CAT": ("h", "C8"), "DCD": ("X", "C9"),
+         "critic of pairs last": ("d", "C5")}
 EARLIER = {"l2 + adv": ("o", "C1"), "l1 + vem paper + adv": ("D", "C2"), "vem tilted + adv": ("P", "C4")}
 
 
@@ -99,54 +100,53 @@ def draw_front(found):
     return fig
 
 
-def earlier(task, width):
-    "Adversarial methods of the first comparison, at the same width."
+def earlier(task, width, judge):
+    "Adversarial methods of the first comparison, where the width and the judge are the same."
     path = results/"compare"/task/"runs.jsonl"
     rows = read_rows(path) if path.exists() else []
-    mine = by_name([r for r in rows if r["width"] == width and r["budget"] == "steps"])
+    same = dict(width=width, judge=judge, budget="steps")
+    mine = by_name([r for r in rows if all(r.get(k) == v for k,v in same.items())])
     return {n: mine[n] for n in EARLIER if n in mine}
 
 
 def draw_verdict(found):
     "Distance to the teacher over the seconds of a run, a panel for each task."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, len(found), figsize=(3.2+2.6*len(found),3.), dpi=100, layout="constrained",
-                             squeeze=False)
+    n_rows, n_cols = -(-len(found)//3), min(3, len(found))
+    fig, axes = plt.subplots(n_rows, n_cols, figsize=(3.2+2.6*n_cols,.4+2.6*n_rows), dpi=100,
+                             layout="constrained", squeeze=False)
+    for ax in axes.flat[len(found):]: ax.set_axis_off()
     seen = {}
-    for ax,(task,rows) in zip(axes[0], found.items()):
+    for ax,(task,rows) in zip(axes.flat, found.items()):
         recipes = {n: rs for n,rs in by_name(rows).items() if n in LOOKS}
-        before = earlier(rows[0]["task"], rows[0]["width"])
+        before = earlier(*(rows[0].get(k) for k in ("task", "width", "judge")))
         for name,mine in [*recipes.items(), *before.items()]:
             mark, colour = {**LOOKS, **EARLIER}[name]
             face = colour if name in recipes else "none"
             style = dict(ls="", marker=mark, ms=9 if name == "best" else 6, color=colour, mfc=face)
             at = [trial_seconds(r) for r in mine], [r["last"]["frechet_teacher"] for r in mine]
             seen[name], = ax.plot(*at, **style)
-        low, high = ax.dataLim.y0, ax.dataLim.y1
+        low, high = min(ax.dataLim.y0, rows[0]["floor"]["frechet_teacher"]), ax.dataLim.y1
         wide = high > 10*low
-        ax.set(title=f"{task}, width {rows[0]['width']}", xlabel="seconds of a core", xlim=(0,None))
+        ax.axhline(rows[0]["floor"]["frechet_teacher"], color="0.5", lw=.8, ls=":", zorder=0)
+        ax.set(title=f"{task}, width {rows[0]['width']}", xlabel="seconds of a core", xlim=(0,1.08*ax.dataLim.x1))
         ax.set(yscale="log" if wide else "linear", ylim=(.8*low if wide else 0, (1.5 if wide else 1.1)*high))
     fig.legend(seen.values(), seen.keys(), loc="outside right center", fontsize=8)
-    axes[0,0].set_ylabel("Fréchet distance to the teacher")
-    fig.suptitle("Each mark a run; lower is nearer; filled: recipes; hollow: the first comparison", fontsize=10)
+    fig.supylabel("Fréchet distance to the teacher", fontsize=10)
+    fig.suptitle("Each mark a run; lower is nearer; dotted: the teacher itself; hollow: the first comparison", fontsize=10)
     return fig
 
 
 def task_sentence(task, rows):
     "One sentence from the lines of a task: `best` beside the published form that came nearest."
-    groups, digits = by_name(rows), 2 if rows[0]["last"]["frechet_teacher"] > 1 else 4
+    groups = by_name(rows)
+    seconds = lambda n: f"{statistics.fmean(map(trial_seconds, groups[n])):.0f} s"
     values = lambda n: [r["last"]["frechet_teacher"] for r in groups[n]]
-    said = lambda n: f"{mean_and_sd(values(n), digits)} in {statistics.fmean(map(trial_seconds, groups[n])):.0f} s"
+    digits = 0 if min(values("best")) > 100 else 2
+    said = lambda n: f"{mean_and_sd(values(n), digits)} ({seconds(n)})"
     others = sorted((statistics.fmean(values(n)), n) for n in groups if n in PUBLISHED)
     text = f"**{task}**: `best` {said('best')}"
-    if others:
-        name = others[0][1]
-        which = f"nearest of {len(others)} published forms, {name}," if len(others) > 1 else f"published form {name}"
-        text += f", the {which} {said(name)}"
-        d = paired_difference(groups["best"], groups[name], "frechet_teacher", which="last")
-        if d and len(d.seeds) > 1:
-            which = "nearer" if d.high < 0 else "farther" if d.low > 0 else "no clear difference"
-            text += f": {which} ({d.mean:+.{digits}f} ± {d.high-d.mean:.{digits}f})"
+    if others: text += f", {others[0][1]} {said(others[0][1])}"
     n, where = len(groups["best"]), f"nbs/results/recipes/{task}/runs.jsonl"
     return f"- {text}; [{n} seed{'s'*(n > 1)}]({where})."
 
