@@ -143,10 +143,11 @@ def task_sentence(task, rows):
     seconds = lambda n: f"{statistics.fmean(map(trial_seconds, groups[n])):.0f} s"
     values = lambda n: [r["last"]["frechet_teacher"] for r in groups[n]]
     digits = 0 if min(values("best")) > 100 else 2
-    said = lambda n: f"{mean_and_sd(values(n), digits)} ({seconds(n)})"
+    psnr = lambda n: f"{statistics.fmean(r['last']['psnr'] for r in groups[n]):.1f} dB"
+    said = lambda n: f"{mean_and_sd(values(n), digits)}, {psnr(n)} ({seconds(n)})"
     others = sorted((statistics.fmean(values(n)), n) for n in groups if n in PUBLISHED)
     text = f"**{task}**: `best` {said('best')}"
-    if others: text += f", {others[0][1]} {said(others[0][1])}"
+    if others: text += f"; {others[0][1]} {said(others[0][1])}"
     n, where = len(groups["best"]), f"nbs/results/recipes/{task}/runs.jsonl"
     return f"- {text}; [{n} seed{'s'*(n > 1)}]({where})."
 
