@@ -99,12 +99,21 @@ def _side(files, teacher, size):
     raise ValueError(f"data: {told}; size={step} enlarges it")
 
 # %% ../../nbs/931_ship.inputs.ipynb #e04fbc1b
+def _checked(data):
+    "Data that are a path, tensors, or items by number; `TypeError` for others."
+    parts, paths = data if isinstance(data, tuple) else (data,), (str, Path)
+    alike = any(all(isinstance(x, kind) for x in parts) for kind in (paths, torch.Tensor))
+    listed = not isinstance(data, (tuple,dict)) and hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if parts and (alike or listed): return data
+    wanted = "a folder, latents, module:function, a tensor, a tuple of tensors, or a data set"
+    raise TypeError(f"data: expected {wanted}, got {type(data).__name__}")
+
 def named_data(
     data:object, # "module:function", or anything else
 ) -> object: # what the function gives; anything else as it is
-    "Data by name; `ValueError` for a name that cannot be imported."
-    if not isinstance(data, str) or ":" not in data or Path(data).exists(): return data
-    return find_code(data, "data", "a folder, latents or module:function")()
+    "Data by name; `ValueError` for a name that cannot be imported, `TypeError` for what are no data."
+    if not isinstance(data, str) or ":" not in data or Path(data).exists(): return _checked(data)
+    return _checked(find_code(data, "data", "a folder, latents or module:function")())
 
 def example_of(
     data:object, # as for `find_inputs`
@@ -112,7 +121,7 @@ def example_of(
     "An example for `load_teacher`, where an item of the data has several parts."
     if isinstance(data, tuple):
         return tuple(x[:1] for x in data) if all(map(torch.is_tensor, data)) else None
-    if isinstance(data, (str,Path,torch.Tensor)) or not hasattr(data, "__getitem__"): return None
+    if isinstance(data, (str,Path,torch.Tensor)) or not len(data): return None
     first = default_collate([data[0]])
     return tuple(first) if isinstance(first, (tuple,list)) else None
 
