@@ -3,8 +3,9 @@
 Fails on lines over 110 columns, several statements a line, exported cells over 60 lines, a median of exported
 cells over 12 lines, modules over 300 lines, public parameters without annotation, imports of another module's
 private names, process-wide switches of torch that a notebook leaves on, stored widgets and errors, a picture stored
-twice, lines that differ by colour alone, letters under 8 points, notebooks over 500 kB, controls that read what a
-later cell binds anew, and cells with imports that need cells without: nbdev's documentation runs only the former.
+twice, lines that differ by colour alone, letters under 8 points, pictures under 90 dpi, notebooks over 500 kB,
+controls that read what a later cell binds anew, and cells with imports that need cells without: nbdev's documentation
+runs only the former.
 """
 import argparse, ast, builtins, hashlib, io, json, re, statistics, sys, tokenize
 from pathlib import Path
@@ -119,9 +120,11 @@ def alone(sources):
 def outside(function):
     "Names that a function or class takes from the notebook when it runs."
     nodes = list(ast.walk(function))
-    own = {n.arg for n in nodes if isinstance(n, ast.arg)} | {n.name for n in nodes[1:] if hasattr(n, "body") and hasattr(n, "name")}
+    own = {n.arg for n in nodes if isinstance(n, ast.arg)}
+    own |= {n.name for n in nodes[1:] if hasattr(n, "body") and hasattr(n, "name")}
     named = [n for n in nodes if isinstance(n, ast.Name)]
-    return {n.id for n in named if isinstance(n.ctx, ast.Load)} - own - {n.id for n in named if not isinstance(n.ctx, ast.Load)}
+    own |= {n.id for n in named if not isinstance(n.ctx, ast.Load)}
+    return {n.id for n in named if isinstance(n.ctx, ast.Load)} - own
 
 
 def assigned(node):
@@ -149,7 +152,8 @@ def overwritten(sources):
     """
     trees, found = [ast.parse(body(s)) for s in sources], set()
     for i,tree in enumerate(trees):
-        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "explore" and n.args]
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "explore"]
+        calls = [c for c in calls if c.args]
         known, reads, todo = defined(trees[:i+1]), set(), set().union(*(outside(c.args[0]) for c in calls))
         while todo:
             reads.add(name := todo.pop())
@@ -192,8 +196,10 @@ def alike(source):
 
 
 def tiny(source):
-    "Sizes of letters below 8 points."
-    return [m for m in re.findall(r"(?:fontsize=|labelsize=|set_fontsize\()([\d.]+)", source) if float(m) < 8]
+    "Sizes of letters below 8 points, and pictures below 90 dots an inch."
+    letters = re.findall(r"(?:fontsize=|labelsize=|set_fontsize\()([\d.]+)", source)
+    dots = re.findall(r"(?:\bdpi=|set_dpi\()([\d.]+)", source)
+    return [m for m in letters if float(m) < 8] + [m for m in dots if float(m) < 90]
 
 
 def widgets(book):
@@ -267,7 +273,7 @@ def faults(found, sizes, lines):
         if m["bare"]: yield f"{m['notebook']}: parameters without annotation: {', '.join(m['bare'])}"
         if m["alone"]: yield f"{m['notebook']}: cells with imports take from cells without: {', '.join(m['alone'])}"
         if m["alike"]: yield f"{m['notebook']}: lines that differ by colour alone (`show.line_look`): {', '.join(m['alike'])}"
-        if m["tiny"]: yield f"{m['notebook']}: {len(m['tiny'])} texts in a picture under 8 points"
+        if m["tiny"]: yield f"{m['notebook']}: {len(m['tiny'])} texts under 8 points or pictures under 90 dpi"
         if m["overwritten"]: yield f"{m['notebook']}: controls read what a later cell binds anew: {', '.join(m['overwritten'])}"
         if m["switched"]: yield f"{m['notebook']}: left for the notebooks after it: {', '.join(m['switched'])}"
         if m["widgets"]: yield f"{m['notebook']}: {m['widgets']} stored widgets: python .ci/refresh.py drops them"

@@ -86,6 +86,7 @@ def test_lines_that_differ_by_colour_alone_and_small_letters_are_found():
     assert pages.alike(loop.format("ax", "**line_look(i), ")) == pages.alike(loop.format("ax", "'os^'[i], ")) == []
     assert pages.alike("for ax,k in zip(axes, xs): ax.plot(x[k], label=k)") == []
     assert pages.tiny("ax.legend(fontsize=7)\na.title.set_fontsize(6.5)\na.tick_params(labelsize=8)") == ["7", "6.5"]
+    assert pages.tiny("fig.set_dpi(60)\nplt.subplots(dpi=90)") == ["60"]
 
 
 def test_start_opens_elsewhere_and_installs_nothing_here():

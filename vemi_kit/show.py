@@ -95,7 +95,7 @@ def line_look(
     {'color': '#D55E00', 'linestyle': '--'}
     """
     res = dict(color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)])
-    return {**res, "marker": MARKERS[i % len(MARKERS)]} if marked else res
+    return {**res, "marker": MARKERS[(i + i//len(COLOURS)) % len(MARKERS)]} if marked else res
 
 # %% ../nbs/104_show.ipynb #44ee1898
 def _one_png(figures):
