@@ -135,7 +135,7 @@ def pareto(
         for ax,key in zip(axs, COSTS):
             _label_costs(ax, key, _draw_points(ax, _points(rows, task, key, measure, which), looks))
             ax.set(ylabel=heading(measure)+better, title=task)
-    fig.legend(*axes[0,1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    fig.legend(*axes[0,1].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return fig
 
 # %% ../../nbs/915_study.figures.ipynb #c4177c81
