@@ -176,7 +176,7 @@ DISTILL = "vemi_kit.zoo.dcgan:digits_teacher --recipe l1 --width 4 --steps 2 --h
 @pytest.mark.parametrize("name, line, home, made", [
     ("vemi_demo", DEMO, None, "report.md"),
     ("vemi_bound", BOUND, "/proc/nobody", "bound.png"),         # neither there nor to be made
-    ("vemi_compare", COMPARE, "/proc/nobody", "report.md"),
+    pytest.param("vemi_compare", COMPARE, "/proc/nobody", "report.md", marks=pytest.mark.slow),
     ("vemi_enhance", "apply x2 in --out rep", "/proc/nobody", "000.png"),
     ("vemi_distill", DISTILL, "/proc/nobody", "report.md"),
 ])
