@@ -119,6 +119,8 @@ from .study.tuning import *
 from .study.combinations import *
 from .study.command import *
 from .study.demo import *
+from .study.esrgan import *
+from .study.paper import *
 from .study.recipes import *
 from .ship.inputs import *
 from .ship.student import *
