@@ -9,8 +9,8 @@ import base64, hashlib, json, statistics, sys
 from pathlib import Path
 import numpy as np
 from vemi_kit.files import read_rows
-from vemi_kit.study.recipes import mean_and_sd, trial_seconds
-from vemi_kit.study.report import finished, verdict
+from vemi_kit.study.recipes import trial_seconds
+from vemi_kit.study.report import finished, spread, verdict
 from vemi_kit.study.workloads import Digits16, Workload
 
 root = Path(__file__).resolve().parent.parent
@@ -144,7 +144,7 @@ def task_sentence(task, rows):
     values = lambda n: [r["last"]["frechet_teacher"] for r in groups[n]]
     digits = 0 if min(values("best")) > 100 else 2
     psnr = lambda n: f"{statistics.fmean(r['last']['psnr'] for r in groups[n]):.1f} dB"
-    said = lambda n: f"{mean_and_sd(values(n), digits)}, {psnr(n)} ({seconds(n)})"
+    said = lambda n: f"{spread(values(n), digits)}, {psnr(n)} ({seconds(n)})"
     others = sorted((statistics.fmean(values(n)), n) for n in groups if n in PUBLISHED)
     text = f"**{task}**: `best` {said('best')}"
     if others: text += f"; {others[0][1]} {said(others[0][1])}"

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import nn
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
-from .core import check_dtype, check_finite, check_net, check_number, check_path, checked_call, frozen
+from .core import check_dtype, check_finite, check_net, check_number, check_path, checked_call
+from .core import device_of, frozen
 from .doors import door, whole
 from .files import atomic_write, weights_hash
 from .runs import own_randomness
@@ -96,7 +97,7 @@ def teacher_answers(
     progress:bool=False, # a bar, where it takes longer than two seconds
 ) -> Iterator: # of outputs (b, ...), float32
     "What the teacher gives for the pool, batch by batch, on the teacher's device."
-    device, n = next((p.device for p in teacher.parameters()), torch.device("cpu")), len(pool)
+    device, n = device_of(teacher), len(pool)
     with frozen(teacher), checked_call(teacher, (pool[:1],), "TeacherCache: pool"):
         bar = dict(desc="remembering the teacher's answers", delay=2, leave=False, disable=not progress)
         for i in tqdm(range(0, n, batch_size), **bar):

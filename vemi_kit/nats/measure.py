@@ -12,7 +12,7 @@ import torch
 from pathlib import Path
 from torch import nn
 from typing import Literal
-from ..core import check_number, check_pairs, default_device, frozen, generator, seeded
+from ..core import check_number, check_pairs, default_device, device_of, frozen, generator, seeded
 from ..commands import command, command_line
 from ..runs import writable_folder
 from ..files import load_nets, net_names, read_config, write_text
@@ -64,7 +64,7 @@ def network_pairs(
 ) -> tuple[torch.Tensor, torch.Tensor]: # t, s on the CPU
     "Outputs of both networks for the same inputs. Raises `ValueError` if they are not as many pictures."
     check_number(batch_size, "network_pairs: batch_size", 1, whole=True)
-    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
+    device = device_of(teacher)
     with frozen(teacher, student):
         out = [(teacher(x), student(x)) for x in inputs.to(device).split(batch_size)]
     t, s = (torch.cat(x).float().cpu() for x in zip(*out))

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['JUDGES', 'NOISE_FLOOR', 'MOST_FOR_COIN', 'PROOFS', 'find_features', 'networks_in', 'shared_weights', 'can_fill',
-           'once', 'crowd_measures', 'crowd_figures', 'device_of', 'Judge', 'pictures_of', 'pair_figures',
-           'PooledFeatures', 'HeldOut']
+           'once', 'crowd_measures', 'crowd_figures', 'Judge', 'pictures_of', 'pair_figures', 'PooledFeatures',
+           'HeldOut']
 
 # %% ../../nbs/911_study.judge.ipynb #a8a5ce06
 import copy
 import torch
 from fastcore.all import patch
 from torch import nn
-from ..core import check_net, digest, frozen
+from ..core import check_net, device_of, digest, frozen
 from ..data.pictures import resize
 from ..metrics.features import Extractor, digit_classifier
 from ..metrics.imagenet import imagenet_features
@@ -107,12 +107,6 @@ def crowd_figures(
 NOISE_FLOOR = .1      # standard deviation of the noise that makes H(T~|S) finite, in image units
 MOST_FOR_COIN = 1024  # pictures of each crowd that the classifier is given, half of them held out
 PROOFS = ("best", *METHODS_OF_PROOF)
-
-def device_of(
-    net:nn.Module, # network
-) -> torch.device: # the CPU for a network without weights, such as a function
-    "Where a network's weights are."
-    return next((p.device for p in net.parameters()), torch.device("cpu"))
 
 class Judge:
     """Judges students on held-out inputs: `judge(student)` returns all figures as plain numbers.

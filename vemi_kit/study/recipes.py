@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONG', 'PUBLISHED', 'PAIRS', 'CHANGED', 'DIGITS', 'TRIALS', 'Trial', 'trials_of', 'plan_trials', 'run_trials',
-           'trial_seconds', 'mean_and_sd', 'trial_table', 'Gain', 'gain']
+           'trial_seconds', 'trial_table', 'Gain', 'gain']
 
 # %% ../../nbs/922_study.recipes.ipynb #cde26fe2
 import math, statistics
@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core import default_device
 from ..runs import own_randomness
 from .configs import Config
-from .report import MEASURES, finished, paired_difference, t_quantile
+from .report import MEASURES, finished, paired_difference, spread, t_quantile
 from .comparison import find_workloads, plan_runs, read_seeds, run_plan
 
 # %% ../../nbs/922_study.recipes.ipynb #99fdbe33
@@ -123,14 +123,6 @@ def trial_seconds(
     "Seconds of a run, remembered answers included."
     return row["seconds_used"] + row.get("prepared", 0.)
 
-def mean_and_sd(
-    values:list, # numbers
-    digits:int=2, # behind the point
-) -> str:
-    "Mean ± standard deviation; the value alone if there is one."
-    m = f"{statistics.fmean(values):.{digits}f}"
-    return m if len(values) < 2 else f"{m} ± {statistics.stdev(values):.{digits}f}"
-
 # %% ../../nbs/922_study.recipes.ipynb #af5ff96a
 def trial_table(
     rows:list, # lines
@@ -146,7 +138,7 @@ def trial_table(
     for n in dict.fromkeys(r["name"] for r in good):
         mine = [r for r in good if r["name"] == n]
         seconds = statistics.fmean(map(trial_seconds, mine))
-        found = [mean_and_sd([r[which][m] for r in mine]) for m in measures]
+        found = [spread([r[which][m] for r in mine], 2) for m in measures]
         cells = [n, f"{mine[0]['steps']:,}", str(len(mine)), f"{seconds:.0f}", *found]
         lines.append("| " + " | ".join(cells) + " |")
     if not good: return "\n".join(lines)

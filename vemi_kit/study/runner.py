@@ -15,7 +15,7 @@ from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from tqdm.auto import tqdm
-from ..core import set_seed
+from ..core import device_of, set_seed
 from ..files import Ledger, atomic_write, save_nets
 from ..runs import own_randomness, writable_folder
 from ..data.batches import Batches
@@ -25,7 +25,7 @@ from ..callbacks import Clock, History, Progress
 from ..averages import Averaged
 from ..recipes import find_recipe
 from ..distill import Distiller
-from .judge import HeldOut, Judge, device_of
+from .judge import HeldOut, Judge
 from .workloads import Workload
 from .configs import merged
 
