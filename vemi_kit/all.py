@@ -40,6 +40,7 @@ from .zoo.stylegan2 import *
 from .zoo.stylegan2_training import *
 from .zoo.weights import *
 from .zoo.table import *
+from .zoo.cyclegan import *
 from .students import *
 from .channels import *
 from .pruning import *
