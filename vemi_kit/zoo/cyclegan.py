@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fastcore.all import patch
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import check_finite, check_net, default_device, set_seed, stream
+from ..core import check_finite, check_net, default_device, stream
 from ..doors import door, real, whole
 from ..runs import own_seed
 from .dcgan import take_step
@@ -83,8 +83,8 @@ def _cycle_step(nets, a, b, cycle, pools, opt_g, opt_d):
     return torch.stack([parts["gan"], parts["cycle"], loss_d.detach()])
 
 # %% ../../nbs/409_zoo.cyclegan.ipynb #85379ab4
-@door(net_ab=check_net, net_ba=check_net, critic_a=check_net, critic_b=check_net, n_steps=whole(0), lr=real(0))
-@door(cycle=real(0), pool=whole(1), seed=whole())
+@door(net_ab=check_net, net_ba=check_net, critic_a=check_net, critic_b=check_net)
+@door(n_steps=whole(0), lr=real(0), cycle=real(0), pool=whole(1), seed=whole())
 @own_seed
 def train_cyclegan(
     net_ab:nn.Module, # pictures of kind A to kind B
