@@ -146,10 +146,10 @@ def task_sentence(task, rows):
     psnr = lambda n: f"{statistics.fmean(r['last']['psnr'] for r in groups[n]):.1f} dB"
     said = lambda n: f"{spread(values(n), digits)}, {psnr(n)} ({seconds(n)})"
     others = sorted((statistics.fmean(values(n)), n) for n in groups if n in PUBLISHED)
-    text = f"**{task}**: `best` {said('best')}"
-    if others: text += f"; {others[0][1]} {said(others[0][1])}"
     n, where = len(groups["best"]), f"nbs/results/recipes/{task}/runs.jsonl"
-    return f"- {text}; [{n} seed{'s'*(n > 1)}]({where})."
+    text = f"**{task}**, [{n} seed{'s'*(n > 1)}]({where}): `best` {said('best')}"
+    if others: text += f", {others[0][1]} {said(others[0][1])}"
+    return f"- {text}."
 
 
 def term_sentence():

@@ -15,7 +15,7 @@ def test_the_front_page_s_python_runs_as_it_stands(tmp_path):
 
 
 def test_the_front_page_is_short_and_its_links_lead_somewhere():
-    assert len(text.split()) < 420
+    assert len(text.split()) < 380
     links = re.findall(r"\]\(([^)#]+)", text)
     assert len(links) > 8 and all((root/l).exists() for l in links if not l.startswith("http"))
 
