@@ -2,10 +2,10 @@
 
 Fails on lines over 110 columns, several statements a line, exported cells over 60 lines, a median of exported
 cells over 12 lines, modules over 300 lines, public parameters without annotation, imports of another module's
-private names, process-wide switches of torch that a notebook leaves on, stored widgets and errors, a picture stored
-twice, lines that differ by colour alone, letters under 8 points, pictures under 90 dpi, notebooks over 500 kB,
-controls that read what a later cell binds anew, and cells with imports that need cells without: nbdev's documentation
-runs only the former.
+private names, process-wide switches of torch that a notebook leaves on, stored widgets and errors, paths of a machine
+in stored outputs, a picture stored twice, lines that differ by colour alone, letters under 8 points, pictures under 90
+dpi, notebooks over 500 kB, controls that read what a later cell binds anew, and cells with imports that need cells
+without: nbdev's documentation runs only the former.
 """
 import argparse, ast, builtins, hashlib, io, json, re, statistics, sys, tokenize
 from pathlib import Path
@@ -235,6 +235,14 @@ def broken(book):
     return sum(o["output_type"] == "error" for c in book["cells"] for o in c.get("outputs", []))
 
 
+def folders(book):
+    "Paths of somebody's machine in stored outputs; pictures are not read."
+    outputs = [o for c in book["cells"] for o in c.get("outputs", [])]
+    data = [v for o in outputs for k,v in o.get("data", {}).items() if not k.startswith("image/")]
+    texts = ["".join(v) if isinstance(v, list) else str(v) for v in [*data, *(o.get("text", "") for o in outputs)]]
+    return [m.group() for t in texts for m in re.finditer(r"/(?:home|root|tmp|work|Users)/[\w.-]+", t)]
+
+
 def measure(path):
     "What one notebook has."
     sources = cells(path)
@@ -245,7 +253,8 @@ def measure(path):
     lines = [l for s in sources for l in s.split("\n")]
     book = json.loads(path.read_text(encoding="utf-8"))
     return dict(
-        widgets=widgets(book), broken=broken(book), pictures=list(pictures(book)), bytes=path.stat().st_size,
+        widgets=widgets(book), broken=broken(book), folders=folders(book), pictures=list(pictures(book)),
+        bytes=path.stat().st_size,
         notebook=path.stem, sizes=sizes, lines=len(lines), wide=sum(len(l) > COLUMNS for l in lines),
         joined=sum(joined(body(s)) for s in sources),
         long=[(path.stem, n) for n,s in zip(first, sizes) if s > CELL],
@@ -278,6 +287,7 @@ def faults(found, sizes, lines):
         if m["switched"]: yield f"{m['notebook']}: left for the notebooks after it: {', '.join(m['switched'])}"
         if m["widgets"]: yield f"{m['notebook']}: {m['widgets']} stored widgets: python .ci/refresh.py drops them"
         if m["broken"]: yield f"{m['notebook']}: {m['broken']} stored errors"
+        if m["folders"]: yield f"{m['notebook']}: stored outputs name folders of a machine: {', '.join(m['folders'])}"
         if m["bytes"] > BYTES: yield f"{m['notebook']}: {m['bytes']//1000} kB, over {BYTES//1000}"
         if m["private"]: yield f"{m['notebook']}: imports private names: {', '.join(m['private'])}"
     yield from twice(found)

@@ -123,3 +123,15 @@ def test_stored_pictures_and_errors_are_looked_at():
     assert list(pages.twice([a, book("b", shows("explore(draw)", "x"))])) == ["b: code cell 0 stores the picture of a, code cell 0"]
     assert len(list(pages.twice([book("c", shows("draw()", "x"), shows("draw()", "x"))]))) == 1
     assert pages.broken(dict(cells=[dict(outputs=[dict(output_type="error"), dict(output_type="stream")])])) == 1
+
+
+def test_stored_outputs_name_no_folder_of_a_machine():
+    "In text, in a table, in HTML; a picture's letters are chance, and a path in a cell's source is a reader's own."
+    sys.path.insert(0, str(root/".ci"))
+    import pages
+    sys.path.remove(str(root/".ci"))
+    told = dict(output_type="stream", text=["wrote /tmp/x1/run.py\n", "and out/run.py\n"])
+    table = dict(output_type="display_data", data={"text/markdown": "| /Users/me |", "image/png": "A/tmp/B"})
+    book = dict(cells=[dict(source="open('/home/a')", outputs=[told, table]), dict(source="x")])
+    assert sorted(pages.folders(book)) == ["/Users/me", "/tmp/x1"]
+    assert pages.folders(dict(cells=[dict(outputs=[dict(data={"image/png": "A/tmp/B"})])])) == []

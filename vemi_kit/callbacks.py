@@ -121,13 +121,13 @@ def plot(self:History,
     "One small curve a figure."
     import matplotlib.pyplot as plt
     keys = keys or [k for k in dict.fromkeys(k for r in self.rows for k in r) if k != "step"]
-    n = min(4, len(keys))
-    rows = -(-len(keys)//n)
+    n, rows = min(4, len(keys)), -(-len(keys)//4)
     fig, axes = plt.subplots(rows, n, figsize=(2.9*n, 1.9*rows), layout="constrained", squeeze=False)
     for ax in axes.flat[len(keys):]: ax.set_axis_off()
     for ax,k in zip(axes.flat, keys):
         ax.plot(*zip(*[(r["step"], r[k]) for r in self.rows if k in r]))
         ax.set_title(k, fontsize=9)
+        ax.set_xlabel("step", fontsize=8)
     return fig
 
 # %% ../nbs/702_callbacks.ipynb #619c9d7b
