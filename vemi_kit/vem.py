@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from fastcore.all import patch
 from torch import nn
 from .core import DivergenceError, check_finite, check_net, frozen, seeded, stream
-from .doors import check_betas, check_interval, check_scale, door, real, whole
+from .doors import check_betas, check_interval, check_scale, door, one_of, real, whole
 from .processes import sync_grads
 from .energy import EnergyNet
-from .chains import ChainStats, langevin, langevin_pooled, own_energy
+from .chains import ChainGraphs, ChainStats, langevin, langevin_pooled, own_energy
 
 # %% ../nbs/303_vem.ipynb #c3703716
 @dataclass(eq=False)
@@ -157,15 +157,15 @@ class VEM(EnergyTerm):
     """The mutual-information term of arXiv 2303.16050: an energy network, its short Langevin chain and its
     optimiser. Settings: energy_steps (a call of `tighten`), n_steps, step_size (in the authors' code 100 for
     CycleGAN, 50 for StyleGAN2, 1 for pix2pix), noise_std (None: matched to the step), clamp, lambda_mi, l2,
-    lr, betas.
+    lr, betas, graph (each chain is one CUDA graph, see `ChainGraphs`).
     """
     defaults = dict(
         energy_steps=1, n_steps=10, step_size=100., noise_std=.005, clamp=(-1,1),
-        lambda_mi=.1, l2=.05, lr=1e-4, betas=(0.,.999),
+        lambda_mi=.1, l2=.05, lr=1e-4, betas=(0.,.999), graph=False,
     )
     checks = EnergyTerm.checks | dict(
         energy_steps=whole(0), n_steps=whole(0), step_size=real(0), noise_std=real(0), lambda_mi=real(),
-        l2=real(0), lr=real(0, 1e30),
+        l2=real(0), lr=real(0, 1e30), graph=one_of(False, True),
     )
     def __init__(self,
         energy:nn.Module, # energy(t, s) -> (b,)
@@ -174,6 +174,7 @@ class VEM(EnergyTerm):
         super().__init__(energy, **kw)
         self.opt = torch.optim.Adam(energy.parameters(), lr=self.lr, betas=self.betas)
         self.chain:ChainStats|None = None      # what the last chain did
+        self.graphs = ChainGraphs()
 
 # %% ../nbs/303_vem.ipynb #be5a8ce2
 @patch(cls_method=True)
@@ -226,6 +227,7 @@ def sample(self:VEM,
         # no common channels: begin at the student's grey picture
         start = s.mean(1, keepdim=True).expand_as(like_t)
     args = {k: getattr(self, k) for k in ("step_size","noise_std","clamp")}
+    if self.graph: args["graphs"] = self.graphs
     args = {**args, "n_steps": int(self.n_steps), "g": self._g, **kw}
     chain = langevin_pooled if getattr(self.energy, "fast", False) else langevin
     try: t_hat, self.chain = chain(self.energy, s, start, **args)
