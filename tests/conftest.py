@@ -1,6 +1,6 @@
 "What tests of several files share."
-import signal, time
-import pytest
+import signal, subprocess, time
+import pytest, torch
 
 # started in the background: processes of the tests would inherit that, and Ctrl-C is what some of them test
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -19,6 +19,21 @@ def pytest_collection_modifyitems(config, items):
         if name in config.option.markexpr: continue
         for item in items:
             if name in item.keywords: item.add_marker(pytest.mark.skip(reason=f"{name}: run with {how}"))
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch, capsys):
+    """`inside(command, *args)`: a command of the kit in this process, in the test's folder, to its end. A process
+    of its own takes seconds to import torch, and shows what a terminal and signals do, not what a command does.
+    """
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    def call(command, *args):
+        code = command([str(a) for a in args])
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(args, code, said.out, said.err)
+    yield call
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

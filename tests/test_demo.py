@@ -1,10 +1,21 @@
-"The console command in real processes: a whole small demo, and one that is interrupted."
+"The console command: a whole small demo in a process of its own, and interrupted ones; the rest in this process."
 import json, os, shutil, signal, subprocess, sys
 import pytest, torch
 from PIL import Image
 from vemi_kit.deploy.folder import load_student
+from vemi_kit.study.demo import vemi_demo
+from vemi_kit.study.workloads import Digits16
 
-COMMAND = [sys.executable, "-c", "import sys; from vemi_kit.study.demo import vemi_demo; sys.exit(vemi_demo())"]
+# how it ends is tested with fewer pictures to judge by: 2,048 take longer than the runs
+FEW = 300
+CODE = f"""
+import sys
+from vemi_kit.study.demo import vemi_demo
+from vemi_kit.study.workloads import Digits16
+Digits16.n_judge = {FEW}
+sys.exit(vemi_demo())
+"""
+COMMAND = [sys.executable, "-c", CODE]
 METHODS = {"best", "l2 + adversary", "l1"}
 QUICK = ["--jobs", "1", "--no-onnx", "--device", "cpu"]
 
@@ -65,9 +76,9 @@ def test_ctrl_c_before_the_first_run_says_so(tmp_path):
     assert p.returncode == 130 and "there is no report" in err and not (tmp_path/"rep/report.json").exists()
 
 
-def test_retrained_teacher(tmp_path):
+def test_retrained_teacher(tmp_path, inside):
     args = ["--seeds", "1", "--steps", "4", "--methods", "l2", "--out", "rep", *QUICK]
-    p = finish([*COMMAND, *args, "--retrain-teacher", "--teacher-steps", "3"], tmp_path)
+    p = inside(vemi_demo, *args, "--retrain-teacher", "--teacher-steps", "3")
     assert p.returncode == 0, p.stderr
     assert (tmp_path/"rep/teacher.safetensors").stat().st_size < 1_000_000
     mine = check_report(tmp_path/"rep", 1, True)
@@ -82,8 +93,8 @@ def test_retrained_teacher(tmp_path):
     (["--device", "warp"], "warp"),
     (["--methods", "l1+nothing", "--retrain-teacher"], "no method 'nothing'"),
 ])
-def test_bad_arguments_stop_before_training(tmp_path, args, message):
-    p = finish([*COMMAND, *args], tmp_path)
+def test_bad_arguments_stop_before_training(tmp_path, inside, args, message):
+    p = inside(vemi_demo, *args)
     assert p.returncode == 1 and message in p.stderr and "Traceback" not in p.stderr
     assert not list(tmp_path.iterdir())
 
@@ -98,16 +109,17 @@ def test_a_console_that_cannot_show_all_characters(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_scheduler_that_stops_the_demo(tmp_path, wait_for, name):
+def test_a_scheduler_that_stops_the_demo(tmp_path, inside, monkeypatch, wait_for, name):
     """The signals of cluster schedulers end the run in progress like Ctrl-C; the same command finds what is
     finished. Meanwhile another demo in that folder is refused, before it touches anything.
     """
+    monkeypatch.setattr(Digits16, "n_judge", FEW)
     args = ["--steps", "8", "--methods", "l2", "--out", "rep", *QUICK]
     report = tmp_path/"rep/report.json"
     with open(tmp_path/"err", "w") as err:
         p = subprocess.Popen([*COMMAND, *args, "--seeds", "50"], cwd=tmp_path, stderr=err, stdout=err)
         wait_for(lambda: report.exists() and json.loads(report.read_text())["runs"], p)
-        other = finish([*COMMAND, *args, "--retrain-teacher", "--teacher-steps", "3"], tmp_path)
+        other = inside(vemi_demo, *args, "--retrain-teacher", "--teacher-steps", "3")
         assert p.poll() is None and other.returncode == 1 and "another process is writing" in other.stderr
         assert report.exists() and not (tmp_path/"rep/teacher.safetensors").exists()
         p.send_signal(getattr(signal, name))
@@ -116,17 +128,17 @@ def test_a_scheduler_that_stops_the_demo(tmp_path, wait_for, name):
     n = len(check_report(tmp_path/"rep", len(json.loads(report.read_text())["runs"]), False)["runs"])
     lines = (tmp_path/"rep/runs.jsonl").read_text()
     assert lines.count("\n") == n
-    p = finish([*COMMAND, *args, "--seeds", str(n)], tmp_path)
+    p = inside(vemi_demo, *args, "--seeds", n)
     assert p.returncode == 0 and (tmp_path/"rep/runs.jsonl").read_text() == lines
     check_report(tmp_path/"rep", n, True)
 
 
-def test_folders_that_cannot_be_written_to(tmp_path):
+def test_folders_that_cannot_be_written_to(tmp_path, inside):
     "A file, and a disk without room (a limit on the size of files), are told before the first run."
     import resource
     args = ["--seeds", "1", "--steps", "3", "--methods", "l2", *QUICK, "--out"]
     (tmp_path/"file").write_text("mine")
-    p = finish([*COMMAND, *args, "file"], tmp_path)
+    p = inside(vemi_demo, *args, "file")
     assert p.returncode == 1 and "is a file; give a folder" in p.stderr and "Traceback" not in p.stderr
     assert (tmp_path/"file").read_text() == "mine"
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -70,7 +70,9 @@ def start(name, *args, cwd, **kw):
     "A command in a process of its own."
     module = dict(vemi_demo="study.demo", vemi_compare="study.command", vemi_enhance="enhance.command",
         vemi_bound="nats.measure", vemi_distill="ship.compress")[name]
-    code = f"import sys; from vemi_kit.{module} import {name}; sys.exit({name}())"
+    # fewer pictures to judge by: what a comparison finds is not what is tested here
+    few = "from vemi_kit.study.workloads import Digits16; Digits16.n_judge = 300" if "study" in module else ""
+    code = f"import sys\n{few}\nfrom vemi_kit.{module} import {name}; sys.exit({name}())"
     env = kw.pop("env", {**os.environ, "OMP_NUM_THREADS": "1"})
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen([sys.executable, "-c", code, *args, "--device", "cpu"], cwd=cwd, env=env, **pipes)

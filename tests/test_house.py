@@ -52,6 +52,13 @@ def test_the_front_imports_nothing_until_it_is_used():
     assert set(vemi_kit.__all__) >= {"distill", "VEM", "TiltedVEM", "shrink", "prune", "count_macs"}
 
 
+def test_a_command_starts_without_what_it_may_not_need():
+    "torchmetrics brings scipy and matplotlib: two seconds of a core, spent where something is measured."
+    commands = "ship.compress", "study.demo", "study.command", "study.steps", "enhance.command", "nats.measure", "zoo.table"
+    code = f"import sys, {', '.join(f'vemi_kit.{c}' for c in commands)}\n"
+    loaded_by(code + "late = {'torchmetrics','scipy','matplotlib'} & sys.modules.keys()\nassert not late, late")
+
+
 def test_distill_is_a_module_and_a_function():
     import vemi_kit.distill as module
     assert callable(module) and module.distill is importlib.import_module("vemi_kit.distill").distill

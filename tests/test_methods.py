@@ -1,5 +1,7 @@
-"Every method, alone and with VEM, on every kind of generator, through the same Distiller: small real runs."
-import copy
+"""Every method, with VEM and alone, on every kind of generator, through the same Distiller: small real runs. Of the
+runs alone a third has its turn each day; `pytest -m slow tests/test_methods.py` makes the others.
+"""
+import copy, datetime
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from vemi_kit.study.combinations import CRITIC_METHODS, KINDS, Same, critic_settings
@@ -52,32 +54,52 @@ def run(t, formula, n_steps=6, lr=2e-3, **kw):
     return distill(teacher, student, Same(t["batch"]), objective, **kw), *was
 
 
+def trains_the_student_alone(t, method, formula):
+    "The student learns; the teacher, and what is private to a method, stay as they were."
+    r, teacher_was, student_was = run(t, formula)
+    assert same(r.teacher.state_dict().values(), teacher_was)
+    assert all(p.grad is None and p.requires_grad for p in r.teacher.parameters())
+    trainable = dict(r.student.named_parameters())
+    was = [w for w, k in zip(student_was, r.student.state_dict()) if k in trainable]
+    assert not same(list(r.student.parameters()), was)
+    first, last = r[History].rows[0], r[History].rows[-1]
+    if method not in GAMES: assert last[method] < first[method], (formula, first[method], last[method])
+    assert not any(m._forward_hooks for n in (r.teacher, r.student) for m in n.modules())
+    trained, methods = {id(p) for g in r.opt.param_groups for p in g["params"]}, r.objective.methods
+    ids = lambda net: {id(p) for p in net.parameters()}
+    assert ids(r.student) <= trained and not trained & ids(r.teacher)
+    if "vem" in formula:
+        vem = methods["vem"].vem
+        assert vem.n_updates == 6 and not trained & ids(vem.energy)
+        assert all(p.grad is None for p in vem.energy.parameters())
+        assert "vem/gap" in last and "vem/drift" in last
+    # what is private stays private: discriminators, online teachers, fixed features
+    for m in methods.values():
+        for k in ("discriminator", "teachers", "critics", "perceptual_term", "extractor", "terms"):
+            assert not trained & ids(getattr(m, k, nn.Module()))
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_alone_and_with_vem(task, name, method):
-    t = task(name)
-    for formula in (method, f"{method} + vem"):
-        r, teacher_was, student_was = run(t, formula)
-        assert same(r.teacher.state_dict().values(), teacher_was)
-        assert all(p.grad is None and p.requires_grad for p in r.teacher.parameters())
-        trainable = dict(r.student.named_parameters())
-        was = [w for w, k in zip(student_was, r.student.state_dict()) if k in trainable]
-        assert not same(list(r.student.parameters()), was)
-        first, last = r[History].rows[0], r[History].rows[-1]
-        if method not in GAMES: assert last[method] < first[method], (formula, first[method], last[method])
-        assert not any(m._forward_hooks for n in (r.teacher, r.student) for m in n.modules())
-        trained, methods = {id(p) for g in r.opt.param_groups for p in g["params"]}, r.objective.methods
-        ids = lambda net: {id(p) for p in net.parameters()}
-        assert ids(r.student) <= trained and not trained & ids(r.teacher)
-        if "vem" in formula:
-            vem = methods["vem"].vem
-            assert vem.n_updates == 6 and not trained & ids(vem.energy)
-            assert all(p.grad is None for p in vem.energy.parameters())
-            assert "vem/gap" in last and "vem/drift" in last
-        # what is private stays private: discriminators, online teachers, fixed features
-        for m in methods.values():
-            for k in ("discriminator", "teachers", "critics", "perceptual_term", "extractor", "terms"):
-                assert not trained & ids(getattr(m, k, nn.Module()))
+def test_with_vem(task, name, method): trains_the_student_alone(task(name), method, f"{method} + vem")
+
+
+def cells_in_turn(day, n=3):
+    "All pairs of a method and a kind; those that do not have their turn today are slow."
+    pairs = [(m, k) for m in METHODS for k in KINDS]
+    marks = lambda i: () if (i + day) % n == 0 else pytest.mark.slow
+    return [pytest.param(*p, marks=marks(i), id="-".join(p)) for i,p in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("method, name", cells_in_turn(datetime.datetime.now(datetime.timezone.utc).date().toordinal()))
+def test_alone(task, name, method): trains_the_student_alone(task(name), method, method)
+
+
+def test_each_method_has_its_turn_alone_on_each_kind():
+    turns = [{p.id for p in cells_in_turn(day) if not p.marks} for day in range(3)]
+    assert set.union(*turns) == {p.id for p in cells_in_turn(0)} and len(set.union(*turns)) == sum(map(len, turns))
+    # and each method, on one kind or another, every day
+    assert all({i.split("-")[0] for i in t} == set(METHODS) for t in turns)
 
 
 def test_every_method_is_tried():

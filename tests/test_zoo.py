@@ -1,7 +1,8 @@
-"The console command of the zoo in real processes."
+"The console command of the zoo, in a process of its own and in this one."
 import os, shutil, subprocess, sys
 import pytest
 from PIL import Image
+from vemi_kit.zoo.table import vemi_zoo
 
 CYCLEGAN = "| CycleGAN ResNet-9, width 64 | 3x256x256 | 11,378,179 | 49,551,507,456 | 56,799,264,768 |"
 STYLEGAN = "| StyleGAN2-1024 | 512 | 30,370,060 | 74,266,894,336 |"
@@ -21,10 +22,10 @@ def test_table_of_all_architectures(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_measured_table_and_picture_in_a_folder(tmp_path):
+def test_measured_table_and_picture_in_a_folder(tmp_path, inside):
     args = "--only digits --latency --seconds 0.05 --threads 1 --out a/b".split()
-    p = run(tmp_path, "--only", "width 16", *args)
-    assert p.returncode == 0, p.stderr
+    p = inside(vemi_zoo, "--only", "width 16", *args)
+    assert not p.returncode, p.stderr
     assert (tmp_path/"a/b/zoo.md").read_text() == p.stdout
     assert "batch 1, 1 threads" in p.stdout and "(iqr" in p.stdout
     rows = [l for l in p.stdout.splitlines() if l.startswith("| ")]
@@ -37,7 +38,7 @@ WRONG = [(["--only", "vgg"], "no architecture has 'vgg'"), (["--seconds", "0"], 
 
 
 @pytest.mark.parametrize("args, message", WRONG)
-def test_bad_arguments_say_why(tmp_path, args, message):
-    p = run(tmp_path, *args)
+def test_bad_arguments_say_why(tmp_path, inside, args, message):
+    p = inside(vemi_zoo, *args)
     assert p.returncode == 1 and message in p.stderr and "Traceback" not in p.stderr
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,6 @@ import torch, torch.nn.functional as F
 from fastcore.all import patch
 from pathlib import Path
 from torch import nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 from ..core import check_alike, check_dtype, check_images, check_net, generator, seeded
 from ..files import weights_hash
 from ..metrics.features import digit_classifier
@@ -169,6 +168,7 @@ class SSIM(Method):
     """
     name = "ssim"
     def loss(self, batch, t, s, features=None):
+        from torchmetrics.functional.image import structural_similarity_index_measure
         check_alike(t, s, "ssim", ("t","s"))
         if min(t.shape[2:]) < 6:
             raise ValueError(f"ssim: t: pictures of at least 6x6 expected, got {t.shape[2]}x{t.shape[3]}")

@@ -7,7 +7,7 @@ __all__ = ['outputs', 'FeatureMetric', 'FrechetDistance', 'KernelDistance', 'Pre
 
 # %% ../../nbs/223_metrics.distances.ipynb #e8ab8f94
 import hashlib, json, warnings
-import torch, torchmetrics
+import torch
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fastcore.all import patch, store_attr
@@ -15,8 +15,6 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 from ..core import check_number, frozen, seeded
 from ..files import atomic_write, digest
 from ..data.batches import HashedBatches, picture_batches
@@ -202,7 +200,9 @@ class FrechetDistance(FeatureMetric):
     equal means and covariances. Raises `ValueError` unless there are more pictures than features.
     """
     metric, kind = "frechet", "moments"
-    def _state(self, d): return FrechetInceptionDistance(feature=_Identity(d))
+    def _state(self, d):
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        return FrechetInceptionDistance(feature=_Identity(d))
     def _result(self, state, protocol): return Figure(state.compute().item(), protocol)
     def _check_n(self, n, what, d):
         if n > d: return
@@ -236,6 +236,7 @@ class KernelDistance(FeatureMetric):
 # %% ../../nbs/223_metrics.distances.ipynb #489616b8
 @patch
 def _state(self:KernelDistance, d):
+    from torchmetrics.image.kid import KernelInceptionDistance
     args = dict(subsets=self.subsets, subset_size=self.subset_size, degree=self.degree)
     with warnings.catch_warnings():
         # about the memory, which the notebook states
@@ -259,12 +260,11 @@ def _share_inside(x, centres, radii):
     return torch.cat(inside).double().mean().item()
 
 # %% ../../nbs/223_metrics.distances.ipynb #fac6b53c
-class _Manifolds(torchmetrics.Metric):
+class _Manifolds:
     "Features of both crowds; `compute` gives precision and recall."
-    def __init__(self, k):
-        super().__init__()
-        self.k = k
-        for s in ("real_features", "fake_features"): self.add_state(s, [], dist_reduce_fx=None)
+    def __init__(self, k): self.k, self.real_features, self.fake_features = k, [], []
+    @property
+    def metric_state(self): return dict(real_features=self.real_features, fake_features=self.fake_features)
     def update(self, x, real): (self.real_features if real else self.fake_features).append(x)
     def compute(self):
         real, fake = torch.cat(self.real_features), torch.cat(self.fake_features)

@@ -6,11 +6,10 @@
 __all__ = ['LPIPS', 'fidelity', 'luma', 'round8', 'judge', 'patch_spectra', 'patches', 'align']
 
 # %% ../../nbs/224_metrics.fidelity.ipynb #7eabcdee
-import torch, torchmetrics
+import torch
 from fastcore.all import patch
 from pathlib import Path
 from torch import nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from ..core import check_alike, check_batch, check_finite, check_images, check_number, check_range
 from ..core import seeded
 
@@ -61,6 +60,7 @@ def _load_body(body, path, net):
 # %% ../../nbs/224_metrics.fidelity.ipynb #3132a577
 def _channel_weights(net):
     "The learned weights of the channels, as torchmetrics ships them."
+    import torchmetrics
     file = Path(torchmetrics.__file__).parent/f"functional/image/lpips_models/{net}.pth"
     if file.is_file(): return torch.load(file, map_location="cpu", weights_only=True)
     lacks = f"this torchmetrics ({torchmetrics.__version__}) lacks {file.name}, the channels' weights"
@@ -120,6 +120,7 @@ def fidelity(
     """How close each student picture is to its teacher's; the peak of PSNR and SSIM is the full range of 2.
     Raises `ValueError` for unlike shapes or another range, `FloatingPointError` for NaN or infinity.
     """
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
     # the window of SSIM
     _check_pictures(t, s, "fidelity", ("t","s"), smallest=6)
     t, s, peak = t.float(), s.float(), dict(data_range=2.)
@@ -156,6 +157,7 @@ def judge(
     border:int=0, # pixels to leave out on each side
 ) -> dict: # psnr_y, psnr (dB), ssim
     "PSNR and SSIM of one picture, rounded to 8 bits; `ValueError` for unlike shapes or too few pixels."
+    from torchmetrics.functional.image import structural_similarity_index_measure
     check_batch(restored, "judge: restored")
     check_alike(restored, check_images(clean, "judge: clean"), "judge", ("restored","clean"))
     check_range(restored, "judge: restored", (-2,2))

@@ -45,8 +45,11 @@ def _gaussian(cov, d_t, shape=None):
         x = (torch.randn(b, len(cov), generator=g, dtype=torch.float64)@chol.T).float()
         return view(x[:,:d_t]), view(x[:,d_t:])
     mi = .5*(ld(cov[:d_t,:d_t]) + ld(cov[d_t:,d_t:]) - ld(cov))
-    p_t = MultivariateNormal(torch.zeros(d_t, dtype=torch.float64), cov[:d_t,:d_t])
-    return sample, mi, p_t.entropy().item(), lambda t: p_t.log_prob(t.double().flatten(1))
+    h_t = .5*(d_t*(1 + math.log(2*math.pi)) + ld(cov[:d_t,:d_t]))
+    def log_p(t):
+        p_t = MultivariateNormal(torch.zeros(d_t, dtype=torch.float64), cov[:d_t,:d_t])
+        return p_t.log_prob(t.double().flatten(1))
+    return sample, mi, h_t, log_p
 
 # %% ../../nbs/502_nats.tasks.ipynb #a9364e52
 def gaussian_pairs(
