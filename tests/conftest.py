@@ -7,13 +7,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The files that take longest, first: the last one begun would keep one core busy while the other waits.
+LONGEST = "demo survival compare methods processes enhance folders bound any_generator browser front doors".split()
+
+
 def pytest_configure(config):
+    config.option.loadscopereorder = False                             # of xdist, which would begin with most tests
     config.addinivalue_line("markers", "slow: minutes; run with pytest -m slow")
     config.addinivalue_line("markers", "gpu: needs a CUDA device; run with python .ci/gpu tests")
 
 
 def pytest_collection_modifyitems(config, items):
-    "Slow tests, and those for a GPU, run only when they are asked for."
+    "The longest files first; slow tests, and those for a GPU, run only when they are asked for."
+    place = {f"test_{name}": i for i,name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     ways = dict(slow="pytest -m slow", gpu="python .ci/gpu tests")
     for name,how in ways.items():
         if name in config.option.markexpr: continue

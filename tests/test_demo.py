@@ -76,13 +76,15 @@ def test_ctrl_c_before_the_first_run_says_so(tmp_path):
     assert p.returncode == 130 and "there is no report" in err and not (tmp_path/"rep/report.json").exists()
 
 
-def test_retrained_teacher(tmp_path, inside):
+def test_retrained_teacher(tmp_path, inside, monkeypatch):
+    monkeypatch.setattr(Digits16, "n_judge", FEW)
     args = ["--seeds", "1", "--steps", "4", "--methods", "l2", "--out", "rep", *QUICK]
     p = inside(vemi_demo, *args, "--retrain-teacher", "--teacher-steps", "3")
     assert p.returncode == 0, p.stderr
     assert (tmp_path/"rep/teacher.safetensors").stat().st_size < 1_000_000
     mine = check_report(tmp_path/"rep", 1, True)
-    # it is the retrained one that is compared with: a teacher of three steps is no match for the shipped one
+    # it is the retrained one that is compared with: a teacher of three steps is no match for the shipped
+    # one, which has 71 with so few pictures
     assert mine["floor"]["frechet_real"] > 200
 
 
