@@ -83,7 +83,7 @@ def terms():
 def slug(title): return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
 
 
-LINKED = ("nats", "t_hat", "MACs", "iqr", "H(T~|S)", "I(B;X)", "noise floor", "FD", "PSNR", "SSIM")
+LINKED = ("nats", "VID", "t_hat", "MACs", "iqr", "H(T~|S)", "I(B;X)", "noise floor", "FD", "PSNR", "SSIM")
 
 
 def link_terms(text, where, seen, words):

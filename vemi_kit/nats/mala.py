@@ -258,6 +258,7 @@ def plot_diagnostics(
         axes[2].plot(stats.acceptance.cpu(), lw=.8)
         axes[2].axhline(.574, color="C1", ls=":")
         axes[2].set(xlabel="step", ylim=(0,1), title=f"acceptance {stats.acceptance.mean():.2f}")
+    for ax in axes: ax.title.set_fontsize(10)
     return fig
 
 # %% ../../nbs/504_nats.mala.ipynb #d8b98d45
