@@ -206,9 +206,14 @@ def test_tasks_in_small(base, tmp_path):
     finally: del Workload.registry[base.name + "_small"]
 
 
-def test_certified_values(plugin, tmp_path):
-    "Of the averaged student only; on small pictures, as the protocol says; and such a run is another run."
+def test_certified_values(plugin, tmp_path, monkeypatch):
+    """Of the averaged student only; on small pictures, as the protocol says; and such a run is another run. A short
+    chain: how good a certificate is, is tested where it is made.
+    """
     from tiny_plugin import Tiny
+    from vemi_kit.study import judge
+    short = dict(chain=dict(progress=False, n_steps=10), levels=(5,))
+    monkeypatch.setattr(judge, "certify", lambda *args, certify=judge.certify, **kw: certify(*args, **{**kw, **short}))
     class Certified(Tiny): name, n_judge, certified_size = "tiny_certified", 200, 4
     try:
         kw = dict(methods="l1", widths=[8], seeds=1, steps=2, device="cpu", progress=False)
