@@ -138,17 +138,18 @@ def draw_verdict(found):
 
 
 def task_sentence(task, rows):
-    "One sentence from the lines of a task: `best` beside the published form that came nearest."
+    "One sentence from the lines of a task: `best` beside the published form of three seeds or more that came nearest."
     groups = by_name(rows)
     seconds = lambda n: f"{statistics.fmean(map(trial_seconds, groups[n])):.0f} s"
     values = lambda n: [r["last"]["frechet_teacher"] for r in groups[n]]
     digits = 0 if min(values("best")) > 100 else 2
     psnr = lambda n: f"{statistics.fmean(r['last']['psnr'] for r in groups[n]):.1f} dB"
     said = lambda n: f"{spread(values(n), digits)}, {psnr(n)} ({seconds(n)})"
-    others = sorted((statistics.fmean(values(n)), n) for n in groups if n in PUBLISHED)
+    published = [n for n in groups if n in PUBLISHED]
+    others = sorted((len(groups[n]) < 3, statistics.fmean(values(n)), n) for n in published)
     n, where = len(groups["best"]), f"nbs/results/recipes/{task}/runs.jsonl"
     text = f"**{task}**, [{n} seed{'s'*(n > 1)}]({where}): `best` {said('best')}"
-    if others: text += f", {others[0][1]} {said(others[0][1])}"
+    if others: text += f", {others[0][2]} {said(others[0][2])}"
     return f"- {text}."
 
 

@@ -138,7 +138,8 @@ def trial_table(
     for n in dict.fromkeys(r["name"] for r in good):
         mine = [r for r in good if r["name"] == n]
         seconds = statistics.fmean(map(trial_seconds, mine))
-        found = [spread([r[which][m] for r in mine], 2) for m in measures]
+        values = [[r[which][m] for r in mine] for m in measures]
+        found = [spread(v, 2 if abs(statistics.fmean(v)) > .2 else 3) for v in values]
         cells = [n, f"{mine[0]['steps']:,}", str(len(mine)), f"{seconds:.0f}", *found]
         lines.append("| " + " | ".join(cells) + " |")
     if not good: return "\n".join(lines)
