@@ -209,24 +209,21 @@ def widgets(book):
 
 
 def pictures(book):
-    "Digest and cell of each stored picture, and whether that cell has controls."
+    "Digest and cell of each stored picture."
     code = [c for c in book["cells"] if c["cell_type"] == "code"]
     for i,c in enumerate(code):
         shown = [o["data"]["image/png"] for o in c["outputs"] if "image/png" in o.get("data", {})]
-        explored = any(f"{name}(" in "".join(c["source"]) for name in ("explore", "interact"))
-        yield from ((hashlib.sha256("".join(png).encode()).hexdigest(), i, explored) for png in shown)
+        yield from ((hashlib.sha256("".join(png).encode()).hexdigest(), i) for png in shown)
 
 
 def twice(found):
-    """Pictures that are stored twice, in one notebook or two. A cell with controls may begin with the picture of
-    the cell before it.
-    """
+    "Pictures that are stored twice, in one notebook or two."
     seen = {}
     for m in found:
-        for digest,i,explored in m["pictures"]:
+        for digest,i in m["pictures"]:
             first = seen.get(digest)
             seen.setdefault(digest, (m["notebook"], i))
-            if first is None or (first == (m["notebook"], i-1) and explored): continue
+            if first is None: continue
             yield f"{m['notebook']}: code cell {i} stores the picture of {first[0]}, code cell {first[1]}"
 
 

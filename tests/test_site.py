@@ -110,15 +110,17 @@ def test_widgets_are_not_stored():
 
 
 def test_stored_pictures_and_errors_are_looked_at():
-    "A picture twice, in one notebook or two, is a fault; a cell with controls may begin with the one before it."
+    "A picture twice, in one notebook or two, is a fault, above a control too."
     sys.path.insert(0, str(root/".ci"))
     import pages
     sys.path.remove(str(root/".ci"))
     stored = lambda p: dict(output_type="display_data", data={"image/png": p})
     shows = lambda source, *pngs: dict(cell_type="code", source=source, outputs=[stored(p) for p in pngs])
     book = lambda name, *cells: dict(notebook=name, pictures=list(pages.pictures(dict(cells=cells))))
-    a = book("a", shows("draw()", "x"), shows("explore(draw)", "x"))
+    a = book("a", shows("draw()", "x"), shows("explore(draw)", "z"))
     assert list(pages.twice([a])) == []
+    both = book("a", shows("draw()", "x"), shows("explore(draw)", "x"))
+    assert list(pages.twice([both])) == ["a: code cell 1 stores the picture of a, code cell 0"]
     assert list(pages.twice([a, book("b", shows("draw()", "y", "y"))])) == ["b: code cell 0 stores the picture of b, code cell 0"]
     assert list(pages.twice([a, book("b", shows("explore(draw)", "x"))])) == ["b: code cell 0 stores the picture of a, code cell 0"]
     assert len(list(pages.twice([book("c", shows("draw()", "x"), shows("draw()", "x"))]))) == 1
