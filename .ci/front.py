@@ -146,10 +146,10 @@ def task_sentence(task, rows):
     psnr = lambda n: f"{statistics.fmean(r['last']['psnr'] for r in groups[n]):.1f} dB"
     said = lambda n: f"{spread(values(n), digits)}, {psnr(n)} ({seconds(n)})"
     published = [n for n in groups if n in PUBLISHED]
-    others = sorted((len(groups[n]) < 3, statistics.fmean(values(n)), n) for n in published)
+    nearest = min(published, key=lambda n: (len(groups[n]) < 3, statistics.fmean(values(n))), default=None)
     n, where = len(groups["best"]), f"nbs/results/recipes/{task}/runs.jsonl"
     text = f"**{task}**, [{n} seed{'s'*(n > 1)}]({where}): `best` {said('best')}"
-    if others: text += f", {others[0][2]} {said(others[0][2])}"
+    if nearest: text += f", {nearest} {said(nearest)}"
     return f"- {text}."
 
 

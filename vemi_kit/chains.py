@@ -205,6 +205,8 @@ def record_graph(
         for to,x in zip(held, args): to.copy_(x)
         graph.replay()
         return tuple(x.clone() for x in found)
+    # the graph reads the memory of what `f` holds, so it must live as long
+    replay.recorded = f
     return replay
 
 # %% ../nbs/302_chains.ipynb #f19c9425

@@ -11,6 +11,7 @@ import math
 import numpy as np, torch
 from collections.abc import Callable
 from fastcore.all import store_attr
+from functools import cache
 from pathlib import Path
 from torch.distributions import MultivariateNormal
 from tqdm.auto import tqdm
@@ -46,10 +47,9 @@ def _gaussian(cov, d_t, shape=None):
         return view(x[:,:d_t]), view(x[:,d_t:])
     mi = .5*(ld(cov[:d_t,:d_t]) + ld(cov[d_t:,d_t:]) - ld(cov))
     h_t = .5*(d_t*(1 + math.log(2*math.pi)) + ld(cov[:d_t,:d_t]))
-    def log_p(t):
-        p_t = MultivariateNormal(torch.zeros(d_t, dtype=torch.float64), cov[:d_t,:d_t])
-        return p_t.log_prob(t.double().flatten(1))
-    return sample, mi, h_t, log_p
+    # made when it is first asked for: all tasks are described at import
+    p_t = cache(lambda: MultivariateNormal(torch.zeros(d_t, dtype=torch.float64), cov[:d_t,:d_t]))
+    return sample, mi, h_t, lambda t: p_t().log_prob(t.double().flatten(1))
 
 # %% ../../nbs/502_nats.tasks.ipynb #a9364e52
 def gaussian_pairs(

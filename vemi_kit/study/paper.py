@@ -112,13 +112,15 @@ def train(self:Unpaired64, nets:dict, device:str|torch.device, n_steps:int) -> d
     "The teacher and its discriminator, with a translator back that is not kept."
     back = ResNetGenerator(24, 4, 3, 1, norm="batch"), PatchGAN(24, 3, 1, norm="instance")
     both = nets["teacher"], back[0], back[1], nets["discriminator"]
-    train_cyclegan(*both, self.data(0), Batches(self.examples(), 4), n_steps, lr=5e-4, device=device)
+    data = self.data(0), Batches(self.examples(), self.batch_size)
+    train_cyclegan(*both, *data, n_steps, lr=5e-4, device=device)
     return nets
 
 @patch
 def settings(self:Unpaired64, nets:dict) -> dict:
     "The discriminator of the CycleGAN; OMGD's only teacher begins at the run's, and has no target."
-    d = dict(discriminator=nets["discriminator"], loss="lsgan", real=Batches(self.examples(), 4))
+    real = Batches(self.examples(), self.batch_size)
+    d = dict(discriminator=nets["discriminator"], loss="lsgan", real=real)
     return dict(adversarial=d, omgd=dict(d, reconstruction=0., teachers=dict(wide=nets["teacher"])))
 
 # %% ../../nbs/924_study.paper.ipynb #8eaccfd2

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['UpBlock', 'n_doublings', 'check_latents', 'SNGenerator', 'DownBlock', 'SNDiscriminator', 'hinge_d', 'hinge_g',
-           'running_average', 'take_step', 'hinge_step', 'train_gan', 'train_digits_teacher', 'digits_teacher']
+           'running_average', 'take_step', 'hinge_step', 'fall_late', 'train_gan', 'train_digits_teacher',
+           'digits_teacher']
 
 # %% ../../nbs/401_zoo.dcgan.ipynb #52f84652
 import math
 import torch, torch.nn.functional as F
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fastcore.all import patch, store_attr
 from pathlib import Path
 from torch import nn
@@ -203,6 +204,15 @@ def hinge_step(
     net_d.requires_grad_(True)
     return torch.stack([loss_d, loss_g]).detach()
 
+# %% ../../nbs/401_zoo.dcgan.ipynb #ba049e0d
+def fall_late(
+    opts:Iterable, # optimisers
+    lr:float, # their rate in the first half
+    share:float, # of the run that is over
+):
+    "Set the rates: `lr`, and over the last half of a run linearly to zero."
+    for o in opts: o.param_groups[0]["lr"] = lr*min(1, 2*(1-share))
+
 # %% ../../nbs/401_zoo.dcgan.ipynb #10614555
 @door(net_g=check_net, net_d=check_net, n_steps=whole(0), lr=real(0, 1e30))
 @door(ema_decay=real(0, 1), seed=whole())
@@ -224,7 +234,7 @@ def train_gan(
     ema = running_average(net_g, ema_decay)
     opt_g, opt_d = (torch.optim.Adam(n.parameters(), lr=lr, betas=(0.,.9)) for n in (net_g, net_d))
     for i in tqdm(range(n_steps), "training the GAN", mininterval=2):
-        for o in (opt_g, opt_d): o.param_groups[0]["lr"] = lr*min(1, 2*(1-i/n_steps))
+        fall_late((opt_g, opt_d), lr, i/n_steps)
         real = data.batch(i).to(device)
         fake = net_g(torch.randn(len(real), net_g.z_dim, generator=g).to(device))
         losses = hinge_step(net_d, real, fake, opt_g, opt_d)
